@@ -1,0 +1,86 @@
+"""How often a client of a Redis server renews what it holds, and looks for what others left."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import pytest
+
+from greenkombu import Connection, Consumer, Producer, Queue
+from greenkombu.transport.redis import _leases, _taps
+from greenkombu.utils.private_redis import PrivateRedis
+from hub.environment import Environment
+from tests.support.tasks import LONG, until
+
+pytestmark = pytest.mark.green_matrix
+
+FLEET = "unacked_index:fleet"
+
+
+def consume(connection: Connection, queue: str, got: list[Any]) -> Consumer:
+    """Start a consumer that acknowledges nothing, and have it find the queue empty."""
+    consumer = Consumer(connection.channel(), [Queue(queue)], on_message=got.append)
+    consumer.consume()
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.05)
+    return consumer
+
+
+def test_who_holds_nothing_renews_rarely_and_who_takes_a_message_at_once(
+    env: Environment, redis: PrivateRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_leases, "RENEW_SECONDS", 0.2)
+    redis.command("DEL", FLEET, "unacked_index")
+    got: list[Any] = []
+    with Connection(redis.url) as connection:
+        consume(connection, "leases-idle", got)
+        until(env, lambda: redis.command("ZCARD", FLEET) == 1)
+        [_, till] = redis.command("ZRANGE", FLEET, 0, -1, "WITHSCORES")
+        # It holds for three renewals.
+        assert float(till) - time.time() > 600
+        Producer(connection.channel()).publish("", routing_key="leases-idle")
+        connection.drain_events(timeout=LONG)
+        [token, taken] = redis.command("ZRANGE", "unacked_index", 0, -1, "WITHSCORES")
+        until(env, lambda: float(redis.command("ZSCORE", "unacked_index", token)) > float(taken))
+        # A busy client does not shorten what an idle one has said.
+        assert redis.command("ZRANGE", FLEET, 0, -1, "WITHSCORES")[1] == till
+        got[0].ack()
+
+
+def test_the_first_of_many_parked_consumers_looks_soon_for_a_vacancy(
+    env: Environment, redis: PrivateRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if hundreds were parked at the same time, and this one drew the lowest of their numbers.
+    monkeypatch.setattr(_taps, "VACANCY", 300.0)
+    monkeypatch.setattr(random, "uniform", lambda least, most: least + 0.01 * (most - least))
+    connections = [Connection(redis.url) for _ in range(3)]
+    try:
+        for connection in connections:
+            consume(connection, "leases-vacancy", [])
+        made = [connection.connection for connection in connections]
+        until(env, lambda: sum(each.parked for each in made) == 1)
+        [parked] = [each for each in made if each.parked]
+        [tap] = parked._taps.values()
+        assert tap._timer.due - parked.hub.time() < _taps.LEASE
+    finally:
+        for connection in connections:
+            connection.release()
+
+
+def test_parked_consumers_leave_looking_for_lost_messages_to_the_watchers(
+    env: Environment, redis: PrivateRedis
+) -> None:
+    connections = [Connection(redis.url) for _ in range(3)]
+    try:
+        for connection in connections:
+            consume(connection, "leases-parked", [])
+        made = [connection.connection for connection in connections]
+        until(env, lambda: sum(each.parked for each in made) == 1)
+        watching, also, parked = sorted(each.leases._pause for each in made)
+        assert max(watching, also) <= 30
+        assert parked > 600
+    finally:
+        for connection in connections:
+            connection.release()

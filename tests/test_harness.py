@@ -1,0 +1,108 @@
+"""The tests' own watch: what it notices, and what it lets pass."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hub.environment import Environment
+from tests.support.leaks import Census, settle
+from tests.support.patched import ROOT
+from tests.support.ticker import Ticker
+
+PREAMBLE = "import os, pytest, socket, time\n"
+
+
+def run_pytest(tmp_path: Path, source: str) -> subprocess.CompletedProcess[str]:
+    """Run a test file under this project's conftest in the environment of this run."""
+    path = tmp_path / "test_inner.py"
+    path.write_text(PREAMBLE + source)
+    name = os.environ["GREENKOMBU_TEST_ENVIRONMENT"]
+    options = ["-p", "tests.conftest", "-c", str(ROOT / "pyproject.toml"), "-q", str(path)]
+    return subprocess.run(
+        [sys.executable, "-m", "tests.run", name, "--", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_leaked_descriptor_fails_the_test(tmp_path: Path) -> None:
+    source = "kept = []\ndef test_leaky(): kept.extend(socket.socketpair())\n"
+    done = run_pytest(tmp_path, source)
+    assert done.returncode == 1, done.stdout
+    assert "2 more socket" in done.stdout
+
+
+@pytest.mark.green_matrix
+def test_a_leaked_task_fails_the_test(tmp_path: Path) -> None:
+    source = "def test_leaky(env): env.spawn(env.sleep, 100); env.sleep(0.1)\n"
+    done = run_pytest(tmp_path, source)
+    assert done.returncode == 1, done.stdout
+    assert "1 more greenlets" in done.stdout or "1 more native threads" in done.stdout
+
+
+def test_a_leak_with_a_reason_passes_and_one_without_is_refused(tmp_path: Path) -> None:
+    source = """
+kept = []
+@pytest.mark.allow_leaks({})
+def test_leaky(): kept.append(socket.socket())
+"""
+    assert run_pytest(tmp_path, source.format("'to show it'")).returncode == 0
+    refused = run_pytest(tmp_path, source.format(""))
+    assert refused.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "allow_leaks needs a reason" in refused.stderr
+
+
+@pytest.mark.green_matrix
+def test_a_hung_test_ends_the_run_and_shows_where_it_stood(tmp_path: Path) -> None:
+    source = """
+@pytest.mark.watchdog(1)
+def test_hung(env): stand_here(env)
+def stand_here(env): env.waiter().wait()
+"""
+    done = run_pytest(tmp_path, source)
+    assert done.returncode == 1
+    assert "test_hung takes too long" in done.stderr
+    assert "stand_here" in done.stderr
+
+
+def test_what_ends_in_time_is_no_leak(env: Environment) -> None:
+    before = Census()
+    release = env.waiter()
+    task = env.spawn(release.wait)
+    ends = env.socketpair()
+    env.sleep(0.01)
+    grown = Census().grown_since(before)
+    assert any("socket" in line for line in grown)
+    assert any("greenlets" in line or "native threads" in line for line in grown)
+    release.wake()
+    for end in ends:
+        end.close()
+    assert task.join(10)
+    assert settle(before, env.sleep) == []
+
+
+@pytest.mark.green_matrix
+def test_the_ticker_ticks_while_others_wait(env: Environment, ticker: Ticker) -> None:
+    ticker.reset()
+    for _ in range(10):  # one is enough for sixty, unless the machine stands still
+        env.sleep(0.3)
+        if ticker.ticks > 10:
+            break
+    assert ticker.ticks > 10
+    assert ticker.largest_gap >= 0.005
+
+
+def test_the_ticker_notices_a_blocked_environment(env: Environment, ticker: Ticker) -> None:
+    if not env.green:
+        pytest.skip("native threads do not block each other")
+    ticker.reset()
+    env.original("time", "sleep")(0.2)
+    assert ticker.largest_gap >= 0.19
