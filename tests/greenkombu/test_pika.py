@@ -608,8 +608,8 @@ def test_channels_and_connections_that_were_dropped_are_closed(
     with Connection(url, transport_options={"channel_max": 2}) as connection:
         kept = connection.channel()
         for _ in range(5):
-            connection.channel()
-            gc.collect()
+            dropped_channel = weakref.ref(connection.channel())
+            until(env, lambda gone=dropped_channel: gone() is None, collecting=True)
         assert kept.is_open
         other = connection.channel()
         with pytest.raises(errors.ChannelLimitError), Deadline(0.1):
@@ -623,8 +623,7 @@ def test_channels_and_connections_that_were_dropped_are_closed(
     gone = weakref.ref(established)
     stream = established.stream
     del established
-    gc.collect()
-    assert gone() is None
+    until(env, lambda: gone() is None, collecting=True)
     until(env, lambda: stream.closed)
 
 

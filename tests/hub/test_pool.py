@@ -850,10 +850,7 @@ def test_a_dropped_pool_closes_what_was_idle(env: Environment, factory: Factory)
         lease.release()
     gone = weakref.ref(pool)
     del pool, leases, lease
-    gc.collect()
-    until(env, lambda: not factory.open)
-    gc.collect()
-    assert gone() is None
+    until(env, lambda: not factory.open and gone() is None, collecting=True)
 
 
 def test_a_lease_dropped_after_close_lets_close_end(env: Environment, factory: Factory) -> None:

@@ -548,12 +548,7 @@ def test_dropped_stream_is_closed_by_the_hub(env: Environment) -> None:
     hub.get_hub().run_threadsafe(int, timeout=10)
     handler.stream = stream  # type: ignore[attr-defined]  # a cycle, as every connection has
     del stream, ours, handler
-    gc.collect()
-    for _ in range(200):
-        if _ended(theirs):
-            break
-        env.sleep(0.01)
-    assert _ended(theirs)
+    until(env, lambda: _ended(theirs), collecting=True)
     theirs.close()
 
 

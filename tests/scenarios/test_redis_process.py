@@ -154,7 +154,7 @@ def test_s19_cycles_that_are_collected_leave_nothing_and_raise_nothing(
             until(env, lambda: ended)
     finally:
         gc.enable()
-    until(env, lambda: len(os.listdir("/proc/self/fd")) <= before)
+    until(env, lambda: len(os.listdir("/proc/self/fd")) <= before, collecting=True)
     assert unraisable == []
     assert store.waiting(queue) == ["x"] * 5
     # What they held is registered, or went back.

@@ -29,10 +29,28 @@ __all__ = [
 LONG = 20.0
 
 
-def until(env: Environment, predicate: Callable[[], object], timeout: float = LONG) -> None:
-    """Let other tasks run until `predicate()` holds; AssertionError after `timeout` seconds."""
+def until(
+    env: Environment,
+    predicate: Callable[[], object],
+    timeout: float = LONG,
+    *,
+    collecting: bool = False,
+) -> None:
+    """Let other tasks run until `predicate()` holds; AssertionError after `timeout` seconds.
+
+    Args:
+        env: whose tasks run.
+        predicate: is asked about once a millisecond.
+        timeout: seconds.
+        collecting: collect garbage before each look. One collection is not enough for what the
+            hub's thread may have in its hands just then.
+    """
     deadline = time.monotonic() + timeout
-    while not predicate():
+    while True:
+        if collecting:
+            gc.collect()
+        if predicate():
+            return
         assert time.monotonic() < deadline, f"{predicate} did not come true in {timeout} s"
         env.sleep(0.001)
 

@@ -17,6 +17,7 @@ from greenkombu.exceptions import (
 from greenkombu.transport import memory
 from hub.environment import Environment
 from tests.greenkombu.memory.support import bodies, declare, put
+from tests.support.tasks import until
 
 
 def test_b081_higher_priorities_come_first(channel: Any) -> None:
@@ -106,7 +107,9 @@ def test_b153_restore_at_shutdown_false_drops_them(connection: Connection, chann
     assert channel.basic_get("q") is None
 
 
-def test_s19_unsettled_messages_of_a_dropped_connection_return(channel: Any) -> None:
+def test_s19_unsettled_messages_of_a_dropped_connection_return(
+    channel: Any, env: Environment
+) -> None:
     declare(channel)
     put(channel)
 
@@ -118,8 +121,7 @@ def test_s19_unsettled_messages_of_a_dropped_connection_return(channel: Any) -> 
         return weakref.ref(consuming)
 
     dropped = use()
-    gc.collect()
-    assert dropped() is None
+    until(env, lambda: dropped() is None, collecting=True)
     message = channel.basic_get("q")
     assert message is not None
     assert message.delivery_info["redelivered"] is True

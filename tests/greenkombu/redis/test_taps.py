@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -114,8 +113,7 @@ def test_what_a_dropped_connection_held_goes_back(env: Environment, redis: Priva
     connection.drain_events(timeout=LONG)
     assert redis.command("LLEN", queue) == 0  # one was delivered, four are in the buffer
     del connection, channel, consumer, got
-    gc.collect()
-    until(env, lambda: redis.command("LLEN", queue) == 5)
+    until(env, lambda: redis.command("LLEN", queue) == 5, collecting=True)
     redis.command("DEL", queue)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import os
 import subprocess
 import sys
 import textwrap
-import time
 import warnings
 import weakref
 from pathlib import Path
@@ -20,6 +18,7 @@ import pytest
 from greenkombu.connection import Connection
 from hub.environment import Environment
 from tests.greenkombu.virtual.store import SHARED, SharedTransport
+from tests.support.tasks import until
 
 ROOT = Path(__file__).parents[3]
 
@@ -141,11 +140,8 @@ def test_b153_deliveries_of_a_dropped_channel_return(env: Environment) -> None:
         return weakref.ref(channel)
 
     dropped = use()
-    gc.collect()
-    assert dropped() is None
-    deadline = time.monotonic() + 10
-    while len(left()) < 3 and time.monotonic() < deadline:
-        env.sleep(0.01)
+    until(env, lambda: dropped() is None, collecting=True)
+    until(env, lambda: len(left()) >= 3)
     assert left() == ["1", "2", "3"]
 
 
