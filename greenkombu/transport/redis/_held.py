@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenkombu.deadline import remaining
-from greenkombu.transport.redis._errors import CommandTimeoutError, ServerError, copy_of
+from greenkombu.transport.redis._errors import CommandTimeoutError, copy_of
 from greenkombu.transport.redis._replies import GET_BYTES, fetch
 from greenkombu.transport.redis._scripts import POP, RETURN
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from greenkombu.transport.redis._taps import Taps
     from greenkombu.transport.redis.connection import Connection
 
-__all__ = ["Held", "put_back", "take"]
+__all__ = ["Held", "asked_tokens", "put_back", "take"]
 
 
 class Held(NamedTuple):
@@ -23,6 +24,21 @@ class Held(NamedTuple):
     token: bytes
     keys: QueueKeys
     place: int  #: of its list in `keys.lists`
+
+
+def asked_tokens(
+    prefix: bytes, asked: Mapping[int, tuple[QueueKeys, int]]
+) -> list[tuple[QueueKeys, list[bytes]]]:
+    """Return the tokens of messages that may have been taken for replies which did not come.
+
+    Args:
+        prefix: of the client's tokens.
+        asked: by the number of the first token: keys of the queue, and how many were asked for.
+    """
+    return [
+        (keys, [b"%s%d" % (prefix, number) for number in range(first, first + count)])
+        for first, (keys, count) in list(asked.items())
+    ]
 
 
 def put_back(connection: Connection, held: Held, raw: bytes = b"") -> None:
@@ -64,16 +80,13 @@ class _Taking:
 
     def answered(self, reply: Any) -> None:
         """Take the reply; in the hub."""
+        self._taps.connection.answered(self.number, reply)
         if not isinstance(reply, BaseException):
             reply = self._read(reply)
             if reply and reply[0].__class__ is int:
                 size, held = reply
                 fetch(self._taps.connection, held, size, lambda whole: self._fetched(whole, held))
                 return
-        elif isinstance(reply, ServerError):
-            # Perhaps it was taken, and the reply is lost.
-            token = b"%s%d" % (self._taps.connection.token_prefix, self.number)
-            self._taps.connection.leave([(self._keys, [token])])
         self._settle(reply)
 
     def _fetched(self, whole: Any, held: Held) -> None:
@@ -143,7 +156,7 @@ def take(taps: Taps, keys: QueueKeys) -> tuple[bytes, Held] | None:
     """
     connection = taps.connection
     connection.wire_of(keys)  # raises if it has ended
-    taking = _Taking(taps, keys, connection.claim_numbers())
+    taking = _Taking(taps, keys, connection.ask(keys, 1))
     connection.run(
         POP,
         (keys.unacked, keys.registered, keys.watchers, keys.parked, *keys.lists),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from greenkombu import exceptions
 from greenkombu._forks import generation
 from greenkombu.transport.redis._errors import ReplyError, to_error
+from greenkombu.transport.redis._held import asked_tokens
 from greenkombu.transport.redis._payload import dumps
 from greenkombu.transport.redis._replies import PART_BYTES, fetch_now
 from greenkombu.transport.redis._scripts import RETURN
@@ -267,24 +268,30 @@ class Orphans:
 _orphans: dict[_Key, Orphans] = {}
 
 
-def guard(connection: Connection, tables: list[dict[bytes, Held]]) -> Finalizer | None:
+def guard(
+    connection: Connection,
+    tables: list[dict[bytes, Held]],
+    asked: Mapping[int, tuple[QueueKeys, int]],
+) -> Finalizer | None:
     """See to it that messages go back when a connection is dropped without being closed.
 
     Args:
         connection: that holds them.
         tables: of the messages; the list may grow.
+        asked: of messages that may be on their way, as `asked_tokens` takes it.
     """
     client = connection.client
     if client is None:
         return None
     params = client.clone()
+    prefix = connection.token_prefix
     home = Home()
     made_in = generation()
 
     def dropped() -> None:
         # Runs in the garbage collector: nothing may wait here.
-        if any(tables) and generation() == made_in:
-            defer(_spawn_restore, params, tables, home=home)
+        if (any(tables) or asked) and generation() == made_in:
+            defer(_spawn_restore, params, tables, prefix, asked, home=home)
 
     finalizer = Finalizer(connection, dropped)
     # At exit the connection still lives, and is closed.
@@ -292,14 +299,21 @@ def guard(connection: Connection, tables: list[dict[bytes, Held]]) -> Finalizer 
     return finalizer
 
 
-def _spawn_restore(params: Any, tables: list[dict[bytes, Held]]) -> None:
-    get_environment().spawn(_restore_through, params, tables)
+def _spawn_restore(params: Any, *held: Any) -> None:
+    get_environment().spawn(_restore_through, params, *held)
 
 
-def _restore_through(params: Any, tables: list[dict[bytes, Held]]) -> None:
+def _restore_through(
+    params: Any,
+    tables: list[dict[bytes, Held]],
+    prefix: bytes,
+    asked: Mapping[int, tuple[QueueKeys, int]],
+) -> None:
     orphans = Orphans()
     for table in tables:
         for held in table.values():
             orphans.add(held.keys, [held.token])
+    for keys, tokens in asked_tokens(prefix, asked):
+        orphans.add(keys, tokens)
     with params, contextlib.closing(params.channel()) as channel:
         orphans.restore(channel.redis)

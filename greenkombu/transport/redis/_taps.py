@@ -29,7 +29,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenkombu.deadline import remaining
-from greenkombu.transport.redis._errors import ReplyError, ServerError
+from greenkombu.transport.redis._errors import ReplyError
 from greenkombu.transport.redis._held import Held, put_back
 from greenkombu.transport.redis._replies import fetch
 from greenkombu.transport.redis._resp import pack
@@ -82,7 +82,6 @@ class Tap:
         "__weakref__",
         "_asked",
         "_counted",
-        "_first",
         "_heavy",
         "_interval",
         "_timer",
@@ -108,11 +107,10 @@ class Tap:
         self.watching = False
         #: Its deliveries need no ack: the prefetch limit is not for it.
         self.free = False
-        # How many were asked for by the last POP, and the number of its first token.
+        # How many were asked for by the last POP.
         self._asked = 0
         # How many of them the prefetch limit is for.
         self._counted = 0
-        self._first = 0
         # The last reply was as large as one may be: no more of them before it has been consumed.
         self._heavy = False
         # The queue has changed while a POP was on its way.
@@ -186,19 +184,20 @@ class Tap:
         self._told = False
         self._counted = 0 if self.free else most
         taps.asked += self._counted
-        self._first = connection.claim_numbers()
         size = connection.replies.share(connection.taps)
         connection.replies.reserve(size, lambda: self._pop(most, size))
 
     def _pop(self, most: int, size: int) -> None:
         """Send what asks for messages: its turn has come."""
-        taps, keys, first = self.taps, self.keys, self._first
+        taps, keys = self.taps, self.keys
         connection = taps.connection
         if self.state is State.CLOSED:
             taps.asked -= self._counted
             connection.replies.release(size)
             taps.closed(self)
             return
+
+        first = connection.ask(keys, most)
 
         def answered(reply: Any) -> None:
             connection.replies.release(size)
@@ -238,12 +237,9 @@ class Tap:
 
     def _answered(self, reply: Any, first: int) -> None:
         taps = self.taps
-        asked = self._asked
         taps.asked -= self._counted
+        taps.connection.answered(first, reply)
         if isinstance(reply, BaseException):
-            if isinstance(reply, ServerError):
-                # It may have done it, and the reply is lost.
-                taps.connection.leave([(self.keys, self._tokens(first, asked))])
             self._failed(reply)
             return
         keys = self.keys
@@ -394,14 +390,6 @@ class Tap:
             )
 
     # -- the end
-
-    def asked_tokens(self) -> list[bytes]:
-        """Return the tokens of messages that may be on their way."""
-        return self._tokens(self._first, self._asked) if self.state is State.ASKING else []
-
-    def _tokens(self, first: int, count: int) -> list[bytes]:
-        prefix = self.taps.connection.token_prefix
-        return [b"%s%d" % (prefix, number) for number in range(first, first + count)]
 
     def close(self) -> None:
         """Stop, and put back what nobody has taken; sends, and waits for nothing."""

@@ -24,7 +24,7 @@ from greenkombu.transport.redis._attributes import check_options
 from greenkombu.transport.redis._bindings import Bindings
 from greenkombu.transport.redis._errors import ReplyError, ServerError, copy_of, to_error
 from greenkombu.transport.redis._fanout import Fanout
-from greenkombu.transport.redis._held import Held
+from greenkombu.transport.redis._held import Held, asked_tokens
 from greenkombu.transport.redis._keys import Keys, QueueKeys
 from greenkombu.transport.redis._leases import Leases
 from greenkombu.transport.redis._replies import Replies
@@ -109,6 +109,8 @@ class Connection(virtual.Connection):
         self._hears_wakes = False
         self.acks = Acks(self)
         self._tables: list[dict[bytes, Held]] = []
+        # What was asked for and is not answered: the number of the first token; keys, how many.
+        self._asked: dict[int, tuple[QueueKeys, int]] = {}
         self._guard: Finalizer | None = None
         self._subscriber: Wire | None = None
 
@@ -130,7 +132,7 @@ class Connection(virtual.Connection):
             _registered = True
             atexit.register(_close_at_exit)
         _open.add(self)
-        self._guard = guard(self, self._tables)
+        self._guard = guard(self, self._tables, self._asked)
 
     def _ears(self) -> dict[str, Callable[[Any], None]]:
         """Return who is told what a wire hears, without keeping this connection alive."""
@@ -404,6 +406,26 @@ class Connection(virtual.Connection):
         """Return the first of some numbers that nothing else of this connection has."""
         return next(self._numbers) * NUMBERS
 
+    def ask(self, keys: QueueKeys, count: int) -> int:
+        """Note that messages of a queue are asked for, and may be taken before the reply is here.
+
+        Args:
+            keys: of the queue.
+            count: how many there may be.
+
+        Returns:
+            The number of the first one's token.
+        """
+        first = self.claim_numbers()
+        self._asked[first] = (keys, count)
+        return first
+
+    def answered(self, first: int, reply: Any) -> None:
+        """Note that what `ask` noted has a reply; if that says that it was lost, leave it."""
+        asked = self._asked.pop(first, None)
+        if asked is not None and isinstance(reply, ServerError):
+            self.leave(asked_tokens(self.token_prefix, {first: asked}))
+
     def add_tap(self, tap: Tap) -> None:
         """Have a tap told of changes of its queue."""
         self._taps[tap.number] = tap
@@ -492,8 +514,8 @@ class Connection(virtual.Connection):
         own = self._made_in == generation()
         if self.error is None and own:
             left = [(one.keys, [one.token]) for one in self.held()]
-            left += [(tap.keys, tap.asked_tokens()) for tap in list(self._taps.values())]
             self.leave(left)
+            self.leave(asked_tokens(self.token_prefix, self._asked))
         super().abort(error)
         if own:
             self.acks.flush()  # which no longer sends: they are left to the next one as well

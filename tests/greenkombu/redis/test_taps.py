@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 
 from greenkombu import Connection, Consumer, Producer, Queue
+from greenkombu.deadline import Deadline
 from greenkombu.transport.redis._errors import WrongTypeError
 from greenkombu.utils.private_redis import PrivateRedis
 from hub.environment import Environment
+from tests.support.fault_proxy import FaultProxy
 from tests.support.tasks import LONG, until
 
 pytestmark = pytest.mark.green_matrix
@@ -115,6 +118,37 @@ def test_what_a_dropped_connection_held_goes_back(env: Environment, redis: Priva
     del connection, channel, consumer, got
     until(env, lambda: redis.command("LLEN", queue) == 5, collecting=True)
     redis.command("DEL", queue)
+
+
+@pytest.mark.parametrize("asks", ["consumer", "get"])
+def test_what_was_on_its_way_to_a_dropped_connection_goes_back(
+    env: Environment, make_private_redis: Callable[..., PrivateRedis], asks: str
+) -> None:
+    """The server has taken messages for it, and the reply has not come."""
+    server = make_private_redis()
+
+    def lose(url: str) -> weakref.ref[Any]:
+        connection = Connection(url)
+        channel = connection.channel()
+        queue = Queue("q", no_declare=True)
+        fill(connection, "q", 3)
+        proxy.black_hole("down", [link.number for link in proxy.links()])
+        if asks == "consumer":
+            Consumer(channel, [queue], on_message=print).consume()
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.2)
+        else:
+            with pytest.raises(TimeoutError), Deadline(0.2):
+                queue(channel).get()
+        until(env, lambda: server.command("HLEN", "unacked"))
+        return weakref.ref(channel.redis)
+
+    with FaultProxy(("127.0.0.1", server.port)) as proxy:
+        lost = lose(f"redis://127.0.0.1:{proxy.port}")
+        until(env, lambda: lost() is None, collecting=True)
+        until(env, lambda: server.command("LLEN", "q") == 3)
+    assert server.command("HLEN", "unacked") == 0
+    assert server.command("LRANGE", "q", 0, -1)[-1].count(b'"MA=="') == 1
 
 
 def test_a_message_that_nobody_waits_for_any_more_goes_back(
