@@ -24,6 +24,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,9 @@ WATCHERS = 2
 VACANCY = 2.0
 #: Seconds for which a watcher that has work leaves a new message to one that has none.
 AFTER_YOU = 0.002
+#: The same for one that came too late the last time. Both are told of each message, and one of them
+#: takes it; the other then only looks whether it did.
+SECOND = 0.001
 #: Where nothing can be tracked: seconds between two looks, which double up to `polling_interval`.
 FIRST_POLL = 0.05
 
@@ -82,8 +86,11 @@ class Tap:
         "__weakref__",
         "_asked",
         "_counted",
+        "_fresh",
         "_heavy",
         "_interval",
+        "_late",
+        "_looking",
         "_timer",
         "_told",
         "_woken",
@@ -117,6 +124,12 @@ class Tap:
         self._told = False
         # It was woken as one of those who are parked.
         self._woken = False
+        # It has been parked ever since it came.
+        self._fresh = True
+        # The look of a watcher was sent along with the POP.
+        self._looking = False
+        # It was told of a change, and found nothing: another watcher was faster.
+        self._late = False
         self._timer: Timer | None = None
         self._interval = FIRST_POLL
 
@@ -148,10 +161,16 @@ class Tap:
 
     def changed(self) -> None:
         """The queue that it watches has changed: look, but let one go first that has no work."""
-        if self.busy and self.state is State.WAITING:
+        if self.state is not State.WAITING:
+            self.nudge()
+        elif self.busy:
             if self._timer is None:
                 self._wait_and_look(AFTER_YOU)
+        elif self._late:
+            if self._timer is None:
+                self._call_later(SECOND, _look_again_weakly)
         else:
+            self._late = True  # unless it finds something
             self.nudge()
 
     @property
@@ -166,6 +185,7 @@ class Tap:
             woken: it was chosen among all who wait, so it takes what there is, busy or not.
         """
         self._woken = woken
+        self._fresh = self._fresh and not woken
         if self.state is State.ASKING:
             self._told = True
         elif self.state is State.WAITING:
@@ -224,6 +244,10 @@ class Tap:
             answered,
             keys,
         )
+        self._looking = waits and self.watching
+        if self._looking:
+            # It will most likely be a watcher again: what it would do then, it does at once.
+            self._track()
 
     @property
     def parked(self) -> bool:
@@ -297,6 +321,7 @@ class Tap:
             return
         self.state = State.FILLED
         if came:
+            self._late = self._fresh = False
             self._interval = FIRST_POLL
             taps.connection.leases.took()
             taps.arrived(self, came)
@@ -319,26 +344,38 @@ class Tap:
         self.state = State.WAITING
         if role == 1:
             self.watching = True
+            self._fresh = False
             connection.watch(self)
-            connection.send(
-                pack("CLIENT", "CACHING", "YES") + pack("EXISTS", *self.keys.lists),
-                2,
-                self._looked,
-                self.keys,
-            )
+            if not self._looking:
+                self._track()
             return
         if role == 3:
             connection.no_tracking("a user who may not PUBLISH, or keys in the way")
         if role == 2:
             delay = max(LEASE, parked * VACANCY)
-            if delay > LEASE:
-                # Many that were parked together: the first of them is to look soon all the same.
+            if delay > LEASE and not self._fresh:
+                # Many that were busy, and are parked together: the first of them is to look soon
+                # all the same. Those who come one after the other have ever longer delays anyway.
                 self._wait_and_look(delay, 0.0, 2.0)
                 return
         else:
             delay = self._interval
             self._interval = min(2 * delay, connection.polling_interval)
         self._wait_and_look(delay)
+
+    def _track(self) -> None:
+        """Have the server tell of the next change, and look whether there has been one."""
+        self.taps.connection.send(
+            pack("CLIENT", "CACHING", "YES") + pack("EXISTS", *self.keys.lists),
+            2,
+            self._looked,
+            self.keys,
+        )
+
+    def look_again(self) -> None:
+        """Look whether another watcher has taken what both were told of."""
+        if self.state is State.WAITING and self.watching:
+            self._track()
 
     def _looked(self, replies: Any) -> None:
         if isinstance(replies, BaseException):
@@ -362,10 +399,12 @@ class Tap:
 
     def _wait_and_look(self, delay: float, least: float = 0.75, most: float = 1.25) -> None:
         # Jitter: consumers that were started together are not to look together for ever.
-        delay *= random.uniform(least, most)
+        self._call_later(delay * random.uniform(least, most), _nudge_weakly)
+
+    def _call_later(self, delay: float, function: Callable[[weakref.ref[Tap]], None]) -> None:
         hub = self.taps.connection.hub
         try:
-            self._timer = hub.call_later(delay, _nudge_weakly, weakref.ref(self))
+            self._timer = hub.call_later(delay, function, weakref.ref(self))
         except HubError:
             pass  # it was closed, or belongs to the parent process
 
@@ -438,6 +477,13 @@ def _nudge_weakly(reference: weakref.ref[Tap]) -> None:
     if tap is not None:
         tap._timer = None
         tap.nudge()
+
+
+def _look_again_weakly(reference: weakref.ref[Tap]) -> None:
+    tap = reference()
+    if tap is not None:
+        tap._timer = None
+        tap.look_again()
 
 
 class Taps:

@@ -54,16 +54,30 @@ def test_the_first_of_many_parked_consumers_looks_soon_for_a_vacancy(
 ) -> None:
     # As if hundreds were parked at the same time, and this one drew the lowest of their numbers.
     monkeypatch.setattr(_taps, "VACANCY", 300.0)
-    monkeypatch.setattr(random, "uniform", lambda least, most: least + 0.01 * (most - least))
+    monkeypatch.setattr(random, "uniform", lambda least, most: least + 0.005 * (most - least))
     connections = [Connection(redis.url) for _ in range(3)]
+
+    def parked() -> list[Any]:
+        return [each.connection for each in connections if each.connection.parked]
+
+    def delay() -> float:
+        [connection] = parked()
+        [tap] = connection._taps.values()
+        return tap._timer.due - connection.hub.time()
+
     try:
         for connection in connections:
             consume(connection, "leases-vacancy", [])
-        made = [connection.connection for connection in connections]
-        until(env, lambda: sum(each.parked for each in made) == 1)
-        [parked] = [each for each in made if each.parked]
-        [tap] = parked._taps.values()
-        assert tap._timer.due - parked.hub.time() < _taps.LEASE
+        until(env, lambda: len(parked()) == 1)
+        # Those who come one after the other are spread as it is.
+        assert delay() > 200
+        [never_busy] = parked()
+        producer = Producer(connections[0].channel())
+        while not never_busy.held():
+            producer.publish("", routing_key="leases-vacancy")
+            env.sleep(0.01)
+        until(env, lambda: len(parked()) == 1)
+        assert delay() < _taps.LEASE
     finally:
         for connection in connections:
             connection.release()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenkombu import Connection, Consumer, Exchange, Producer, Queue
+from greenkombu import Connection, Consumer, Exchange, Producer, Queue, drain_events
 from greenkombu.utils.private_redis import PrivateRedis
 from hub.environment import Environment
 from tests.greenkombu.redis.support import Database
@@ -75,3 +75,33 @@ def test_a_prefetch_limit_of_100_takes_many_messages_in_one_go(
             connection.drain_events(timeout=LONG)
     assert calls(database.server, "eval", "evalsha") - scripts < 0.1 * MESSAGES  # usually 0.02
     until(env, lambda: database.command("HLEN", "unacked") == 0)
+
+
+def test_of_two_idle_watchers_one_takes_a_message_and_the_other_only_looks(
+    database: Database,
+) -> None:
+    queue = Queue("costs-idle", no_declare=True)
+    crowd = [database.connect() for _ in range(5)]
+    got: list[Any] = []
+
+    def take(body: Any, message: Any) -> None:
+        got.append(body)
+        message.ack()
+
+    for connection in crowd:
+        Consumer(connection.channel(), [queue], callbacks=[take]).consume()
+    with pytest.raises(TimeoutError):
+        drain_events(*crowd, timeout=0.1)
+    producer = Producer(database.connect().channel())
+    scripts = 0
+    for number in range(22):
+        if number == 2:  # those two have found out who is faster
+            scripts = calls(database.server, "eval", "evalsha")
+        producer.publish(number, routing_key="costs-idle")
+        while len(got) <= number:
+            drain_events(*crowd, timeout=LONG)
+        for connection in crowd:
+            connection.connection.acks.flush()
+            connection.connection.sync()
+    # Twice as many if both take; a few are renewals, and looks of those who are parked.
+    assert calls(database.server, "eval", "evalsha") - scripts < 32
