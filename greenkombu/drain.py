@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenkombu import exceptions
 from greenkombu._forks import generation
-from greenkombu.deadline import Deadline
+from greenkombu.deadline import Deadline, remaining
 from greenkombu.transport._connection import (
     POLL_GRACE_SECONDS,
     TURN_SECONDS,
@@ -83,7 +83,7 @@ def drain_events(*connections: Connection, timeout: float | None = None) -> Conn
     served = _drain_one(members)
     if served is not None:
         return served
-    wait = timeout
+    wait = timeout = remaining(timeout)
     if timeout is not None and not has_time(timeout):
         wait = max(member.poll_grace for member, _ in members)
         if wait <= 0:
@@ -392,7 +392,7 @@ class DrainLoop:
         # Again: what came before the bell was there has rung nobody.
         if self._ready or self._stopping or self._closed:
             return
-        left = None if until is None else until - monotonic()
+        left = remaining(None if until is None else until - monotonic())
         if left is not None and left <= 0:
             raise TimeoutError("timed out")
         self._end_slice()

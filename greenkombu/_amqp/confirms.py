@@ -27,7 +27,7 @@ from amqp.exceptions import ChannelError, error_for_code
 from greenkombu._amqp.gate import Gate
 from greenkombu._amqp.methods import BY_NAME
 from greenkombu._amqp.protocol import Confirmation, octets_of
-from greenkombu._amqp.rpc import fresh
+from greenkombu._amqp.rpc import blocking, fresh
 from greenkombu._callbacks import call_users
 from greenkombu.deadline import remaining
 from greenkombu.exceptions import ConfirmTimeoutError, DeliveryError, UnroutableError
@@ -113,8 +113,9 @@ class PublishResult:
             if self._waiters is None:
                 self._waiters = []
             self._waiters.append(waiter)
-            if not self.done and not waiter.wait(timeout) and not self.done:
-                raise self.late(timeout)
+            bound = remaining(timeout)
+            if not self.done and not waiter.wait(bound) and not self.done:
+                raise self.late(bound)
         if self.error is not None:
             raise fresh(self.error)
 
@@ -139,9 +140,7 @@ class PublishResult:
     def late(self, timeout: float | None) -> ConfirmTimeoutError:
         """Make the error of a confirm that did not come in time."""
         within = "" if timeout is None else f" within {timeout:g} s"
-        channel = self._channel
-        blocked = None if channel is None else channel.connection.blocked
-        why = "" if blocked is None else f", it has blocked publishers ({blocked})"
+        why = "" if self._channel is None else blocking(self._channel.connection)
         return ConfirmTimeoutError(
             f"the broker did not confirm {self.name}{within}{why}; it may or may not have the"
             " message"

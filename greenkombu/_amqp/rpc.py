@@ -27,7 +27,7 @@ from greenkombu._amqp.protocol import MethodEvent
 if TYPE_CHECKING:
     from hub.environment import Waiter
 
-__all__ = ["PendingReply", "fail_all", "fresh", "take_reply"]
+__all__ = ["PendingReply", "blocking", "fail_all", "fresh", "take_reply"]
 
 Late = Callable[[MethodEvent], object]
 
@@ -45,6 +45,12 @@ def fresh(error: BaseException) -> BaseException:
     copy.__dict__.update(error.__dict__)
     copy.__cause__ = error.__cause__
     return copy
+
+
+def blocking(connection: Any) -> str:
+    """Say, for an error, that the broker has blocked a connection; empty if it has not."""
+    reason = connection.blocked
+    return "" if reason is None else f", it has blocked publishers ({reason})"
 
 
 class PendingReply:
@@ -143,8 +149,9 @@ class PendingReply:
         """
         assert self.waiter is not None
         if not self.waiter.wait(timeout) and self.abandon():
+            why = blocking(getattr(owner, "connection", owner))
             raise RPCTimeoutError(
-                f"no answer to {self.request.name} within {timeout:g} s on {owner.where}; the"
+                f"no answer to {self.request.name} within {timeout:g} s on {owner.where}{why}; the"
                 " request may still take effect",
                 self.request.signature,
             )

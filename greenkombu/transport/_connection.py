@@ -28,6 +28,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from greenkombu.deadline import remaining
 from hub.arguments import has_time
 from hub.environment import get_environment
 
@@ -271,7 +272,7 @@ class TransportConnection:
 
     def _await_event(self, environment: Environment, timeout: float | None) -> None:
         """Park until an event has come and run it; see `drain_events`."""
-        wait = timeout
+        wait = timeout = remaining(timeout)
         if timeout is not None and not has_time(timeout):
             wait = self.poll_grace
             if wait <= 0:

@@ -69,6 +69,16 @@ def test_a_timeout_that_is_no_number_of_seconds(timeout: Any) -> None:
         pass
 
 
+def test_a_deadline_of_the_task_bounds_a_drain() -> None:
+    [a, b], _ = opened(2)
+    with Deadline(0.02):
+        for drain in (a.drain_events, DrainLoop(a).next_event, lambda: drain_events(a, b)):
+            with pytest.raises(TimeoutError):
+                drain()
+        with pytest.raises(TimeoutError):
+            a.drain_events(timeout=LONG)
+
+
 def test_a_callback_that_always_raises_starves_no_other_connection() -> None:
     (a, b), (first, second) = opened(2)
 

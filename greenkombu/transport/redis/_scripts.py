@@ -22,18 +22,18 @@ A client that dies leaves its tokens in ``unacked_index``.  Living clients renew
 client puts back what was not renewed within the visibility timeout (`RETURN`, which looks at the
 time again in the same step).  So every message is acknowledged, in a list, or comes back to one.
 
-Waiting.  A consumer that found nothing becomes one of two *watchers* of the queue, or is
-*parked*.  A watcher has the server track the lists (CLIENT TRACKING) and looks whether they
-exist, in this order and after it was entered; so a push either is seen by that look or is told by
-an invalidation message, to two clients, however many wait.  One of them takes the message and
-looks in the same breath; the other, if it came too late the last time, waits a moment and only
-looks.  Who takes a message and leaves some, or leaves no watcher behind, wakes parked consumers;
-PUBLISH tells how many heard it, so the gone are passed over.  Who has work already when it finds the queue empty leaves the watching to one
-that is parked; so messages go round among those that are idle, also where no prefetch limit is
-set.  Who would be parked looks first whether the watchers still hear their wakes, so the killed
-do not delay those who come after them.  A watcher also has a lease, which it has to renew; parked
-consumers look now and then whether there is a vacancy.  What can go wrong here costs time, never
-a message.
+Waiting.  A consumer that found nothing becomes one of two *watchers* of the queue, or is *parked*.
+A watcher has the server track the lists (CLIENT TRACKING) and looks whether they exist, in this
+order and after it was entered; so a push either is seen by that look or is told by an invalidation
+message, to two clients, however many wait.  One of them takes the message and looks in the same
+breath; the other, if it came too late the last time, waits a moment and only looks.  Who takes a
+message and leaves some, or leaves no watcher behind, wakes parked consumers; PUBLISH tells how many
+heard it, so the gone are passed over.  Who has work already when it finds the queue empty leaves
+the watching to one that is parked; so messages go round among those that are idle, also where no
+prefetch limit is set.  Who would be parked looks first whether the watchers still hear their wakes,
+so the killed do not delay those who come after them.  A watcher also has a lease, which it has to
+renew; parked consumers look now and then whether there is a vacancy.  What can go wrong here costs
+time, never a message.
 
 Redis 7.0 tracks all keys of an EVAL.  Therefore the tracked look is a command of its own.
 

@@ -23,11 +23,12 @@ from greenkombu._amqp.protocol import Confirmation, MethodEvent
 from greenkombu._amqp.refusals import check_supported
 from greenkombu._amqp.requests import Call
 from greenkombu._amqp.rpc import PendingReply, fail_all, fresh, take_reply
+from greenkombu.deadline import Deadline
 from greenkombu.exceptions import ConfirmTimeoutError, UnsupportedOperation
 from greenkombu.transport._loop_bridge import LoopBridge
 from hub import BadArgumentError
 from hub.environment import Environment
-from tests.support.tasks import run_natively, until
+from tests.support.tasks import LONG, run_natively, until
 
 from .broker import Peer, connected, serve
 
@@ -38,6 +39,7 @@ BIND_OK = methods.BY_NAME["Queue.bind_ok"]
 
 class Owner:
     where = "channel 1 of broker test"
+    blocked: str | None = None
 
 
 def pending(env: Environment, late: Callable[[Any], object] | None = None) -> PendingReply:
@@ -102,6 +104,14 @@ def test_tombstone_takes_the_late_reply_and_undoes_it(env: Environment) -> None:
     take_reply(queue, reply("second"))
     assert undone == [late]
     assert second.wait(1, Owner).arguments[0] == "second"
+
+
+def test_a_request_that_a_blocked_connection_does_not_answer_says_so(env: Environment) -> None:
+    class Blocked(Owner):
+        blocked = "low on memory"
+
+    with pytest.raises(errors.RPCTimeoutError, match=r"test, it has blocked publishers \(low on"):
+        pending(env).wait(0.01, Blocked)
 
 
 def test_reply_that_comes_with_the_interruption_is_undone(env: Environment) -> None:
@@ -421,6 +431,14 @@ def test_returned_message_in_pieces_is_matched_by_the_first(env: Environment) ->
     assert tracked.returned("ex", "key", [b"ab", b"cde"]) is results[1]
     results[1].error = ValueError()
     assert tracked.returned("ex", "key", [b"ab", b"cde"]) is results[2]
+
+
+def test_result_is_not_waited_for_beyond_the_deadline_of_the_task(env: Environment) -> None:
+    [result] = registered(env, tracker(), 1)
+    with pytest.raises(ConfirmTimeoutError, match="within 0"), Deadline(0.02):
+        result.result()
+    with pytest.raises(ConfirmTimeoutError), Deadline(0.02):
+        result.result(LONG)
 
 
 def test_returned_message_is_matched_by_its_body(env: Environment) -> None:
