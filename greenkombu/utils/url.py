@@ -88,6 +88,8 @@ def url_to_parts(url: str) -> urlparts:
         parts = urlparse(url)
         port = parts.port
         hostname = parts.hostname
+        if "@" in parts.fragment:
+            raise ValueError  # the "#" is one of the user's or the password's
     except ValueError:
         # urlparse's own message shows what it took for the port or the host, which is a piece of
         # the password when that holds a "/", "?" or "#" (also as context of ours: hence from None).

@@ -235,6 +235,8 @@ def test_maybe_sanitize_url_masks_what_it_can_and_never_raises(url: Any, shown: 
         "amqp://u:secret@[::1/v",
         "rediss://u:secret@h?ssl_cert_reqs=maybe",
         None,
+        "amqp://us#er:secret@host",
+        "amqp://user:12#secret@host//",
     ],
 )
 def test_a_wrong_url_is_a_typed_error_without_the_password(url: Any) -> None:
