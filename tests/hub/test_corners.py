@@ -116,7 +116,7 @@ def test_hub_that_closes_while_a_task_connects(env: Environment) -> None:
         filler.setblocking(False)
         filler.connect_ex(silent.getsockname())
     loop = hub.get_hub()
-    task = env.spawn(open_stream, silent.getsockname(), Handler(env), timeout=1.5)
+    task = env.spawn(open_stream, silent.getsockname(), Handler(env), timeout=10)
     for _ in range(500):
         if loop.writers:
             break

@@ -304,6 +304,6 @@ def test_s30_every_task_is_served_and_evenly(env: Environment) -> None:
     assert min(served) >= 20
     # When a native thread comes back for its next turn is up to the system, which on a busy
     # machine lets some of them wait.
-    assert max(served) / min(served) <= (1.2 if env.green else 2.0), (min(served), max(served))
+    assert max(served) / min(served) <= (1.2 if env.green else 4.0), (min(served), max(served))
     assert pool.stats().created_total == 10
     assert pool.stats()[1:5] == (0, 10, 0, 0)
