@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from greenkombu.deadline import remaining
 from greenkombu.transport.redis._errors import CommandTimeoutError, copy_of
@@ -18,12 +19,38 @@ if TYPE_CHECKING:
 __all__ = ["Held", "asked_tokens", "put_back", "take"]
 
 
-class Held(NamedTuple):
-    """An unacked message of this client, as its settling needs it."""
+class Held:
+    """An unacked message of this client, as its settling needs it.
 
-    token: bytes
-    keys: QueueKeys
-    place: int  #: of its list in `keys.lists`
+    Args:
+        token: under which the server keeps it.
+        keys: of its queue.
+        place: of its list in `keys.lists`.
+
+    Attributes:
+        message: what the program has got; None while it waits in a buffer.
+        forgotten_at: the moment at which it was found that the program has dropped that, by the
+            monotonic clock; 0 if it was not.
+    """
+
+    __slots__ = ("forgotten_at", "keys", "message", "place", "token")
+
+    message: weakref.ref[Any] | None
+
+    def __init__(self, token: bytes, keys: QueueKeys, place: int) -> None:
+        self.token = token
+        self.keys = keys
+        self.place = place
+        self.message = None
+        self.forgotten_at = 0.0
+
+    def forgotten_for(self, now: float) -> float:
+        """Return for how many seconds, as far as this was asked, nobody has had the message."""
+        if self.message is None or self.message() is not None:
+            return 0.0
+        if not self.forgotten_at:
+            self.forgotten_at = now
+        return now - self.forgotten_at
 
 
 def asked_tokens(

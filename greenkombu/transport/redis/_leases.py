@@ -12,6 +12,10 @@ visibility timeout is shorter than `RENEW_SECONDS` takes what others work on for
 A client with so short a timeout waits, before it looks for lost messages for the first time, until
 those with longer ones must have heard of it.
 
+A message that the program has dropped without settling it, because the task that had it was killed
+for instance, is renewed for one visibility timeout more, as somebody may know its tag, and then put
+back: a process that lives for weeks would keep it for as long.
+
 Looking for lost messages is the work of one client at a time (Kombu's mutex), and bounded: so many
 messages for each look, in a task of its own.
 """
@@ -21,7 +25,7 @@ from __future__ import annotations
 import logging
 import random
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -181,8 +185,16 @@ class Leases:
                     partial(self._renewed, index),
                     routes[index],
                 )
+        self._give_back_forgotten(connection)
         # Jitter: clients that were started together are not to renew together for ever.
         self._set("renew", self._next * random.uniform(0.8, 1.0))
+
+    def _give_back_forgotten(self, connection: Connection) -> None:
+        for channel in list(connection.channels.values()):
+            qos: Any = channel._qos
+            tags = () if qos is None else qos.forgotten(self.visibility_timeout)
+            if tags:
+                connection.hub.environment.spawn(_give_back, connection, qos, tags)
 
     def _renewed(self, index: bytes, reply: Any) -> None:
         if isinstance(reply, BaseException):
@@ -319,6 +331,20 @@ class Leases:
         count = restore(connection, keys, found[1:], found[0])
         connection.eval(UNLOCK, (keys.mutex,), (connection.client_id,), keys)
         return count
+
+
+def _give_back(connection: Connection, qos: Any, tags: Sequence[Any]) -> None:
+    logger.warning(
+        "%d messages of Redis server %s were dropped by the program without being settled, and go"
+        " back to their queues",
+        len(tags),
+        connection.settings.peer,
+    )
+    try:
+        qos.give_back(tags)
+    except Exception as exc:
+        if connection.error is None:
+            logger.warning("cannot put messages back that were dropped: %s", exc)
 
 
 def _fire(reference: weakref.ref[Leases], name: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from greenkombu.transport.redis._held import Held
@@ -11,7 +13,9 @@ from greenkombu.transport.redis._restore import restore
 from greenkombu.transport.virtual import qos as virtual
 
 if TYPE_CHECKING:
+    from greenkombu.transport.redis._keys import QueueKeys
     from greenkombu.transport.redis.channel import Channel
+    from greenkombu.transport.virtual.message import Message
 
 __all__ = ["QoS"]
 
@@ -25,6 +29,13 @@ class QoS(virtual.QoS):
     """
 
     channel: Channel
+
+    def append(self, message: Message, delivery_tag: Any) -> None:
+        """Note a delivery that waits to be settled, and who can do that."""
+        super().append(message, delivery_tag)
+        held: Held | None = getattr(message, "_token", None)
+        if held is not None:
+            held.message = weakref.ref(message)
 
     def ack(self, delivery_tag: Any) -> None:
         """Settle a delivery; an unknown tag is ignored."""
@@ -53,6 +64,40 @@ class QoS(virtual.QoS):
         if self.channel.redis.error is None:
             self.channel.redis.sync()
         return failed
+
+    def forgotten(self, seconds: float) -> list[Any]:
+        """Return the tags of deliveries whose message the program dropped some time ago.
+
+        Args:
+            seconds: since this was seen first; a program that settles by the tag has so long.
+        """
+        now = monotonic()
+        return [
+            tag
+            for tag, (_, _, held) in list(self._delivered.items())
+            if held is not None and held.forgotten_for(now) >= seconds
+        ]
+
+    def give_back(self, tags: Sequence[Any]) -> None:
+        """Put unsettled deliveries back on their queues, in order; parks the task.
+
+        What cannot be put back is renewed no more, so that somebody else will do it.
+        """
+        channel = self.channel
+        found: dict[bytes, tuple[QueueKeys, list[bytes]]] = {}
+        for tag in reversed(tags):  # the last one that is put back is served first
+            delivery = self._delivered.pop(tag, None)
+            if delivery is not None:
+                held: Held = delivery[2]
+                channel.taps.tokens.pop(held.token, None)
+                found.setdefault(held.keys.registered, (held.keys, []))[1].append(held.token)
+        try:
+            for keys, tokens in found.values():
+                restore(channel.redis, keys, tokens)
+        finally:
+            channel.taps.settled()
+            if channel._blocked:
+                channel._unblock()
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
         """Put an unacknowledged message back, whoever has it; an unknown tag is ignored.

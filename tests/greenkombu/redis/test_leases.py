@@ -49,6 +49,38 @@ def test_who_holds_nothing_renews_rarely_and_who_takes_a_message_at_once(
         got[0].ack()
 
 
+def test_a_message_that_the_program_drops_goes_back_though_the_process_lives(
+    env: Environment, redis: PrivateRedis
+) -> None:
+    """The task that had it was killed: nobody is left who could settle it."""
+    del env
+    queue = Queue("leases-dropped")
+    got: list[Any] = []
+    with Connection(redis.url, transport_options={"visibility_timeout": 0.5}) as connection:
+        for number in range(3):
+            Producer(connection).publish(number, routing_key=queue.name)
+        # By a channel that is dropped with it.
+        lost = queue(connection.channel()).get()
+        assert lost is not None
+        assert lost.payload == 0
+        del lost
+        with Consumer(connection, [queue], on_message=got.append, prefetch_count=2):
+            for number in (1, 2):
+                connection.drain_events(timeout=LONG)
+                assert got[-1].payload == number
+            kept = got.pop(0)
+            got.clear()  # a place of the prefetch limit comes back with it
+            connection.drain_events(timeout=LONG)
+            got.pop().ack()
+            connection.drain_events(timeout=LONG)
+            got.append(kept)
+        assert sorted(message.payload for message in got) in ([0, 1], [1, 2])
+        assert got[0].delivery_info["redelivered"]
+        for message in got:
+            message.ack()  # also the first one, which was renewed meanwhile
+        assert redis.command("LLEN", queue.name) == 0
+
+
 def test_the_first_of_many_parked_consumers_looks_soon_for_a_vacancy(
     env: Environment, redis: PrivateRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
