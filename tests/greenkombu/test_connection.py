@@ -496,10 +496,10 @@ def test_failed_connection_is_not_opened_again_by_a_drain() -> None:
     seen: list[int] = []
     cls.connections[0].inbox.append(lambda: seen.append(1))
     cls.connections[0].abort(OSError("reset"))
-    connection.drain_events(timeout=1)  # what had come before is still delivered
+    connection.drain_events(timeout=10)  # what had come before is still delivered
     for _ in range(2):
         with pytest.raises(OSError, match="reset"):
-            connection.drain_events(timeout=1)
+            connection.drain_events(timeout=10)
     assert seen == [1]
     assert not connection.connected
     assert cls.log.count("establish") == 1
@@ -514,7 +514,7 @@ def test_events_of_a_callback_error_are_used_up() -> None:
 
     cls.connections[0].inbox.append(bad)
     with pytest.raises(KeyError, match="of the user"):
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0)
     connection.close()
@@ -534,7 +534,7 @@ def test_s13_endless_events_let_other_tasks_run() -> None:
     environment.spawn(ran.set)
     deadline = time.monotonic() + 10
     while not ran.is_set() and time.monotonic() < deadline:
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
     assert ran.is_set()
     connection.close()
 

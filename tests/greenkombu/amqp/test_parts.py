@@ -623,7 +623,7 @@ def test_bridge_can_be_taken_away(env: Environment) -> None:
         bridge.close()
         assert loop.readers == {}
         connection.inbox.append(list)  # rings nowhere
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
 
 
 def test_other_brokers_may_implement_what_rabbitmq_does_not() -> None:

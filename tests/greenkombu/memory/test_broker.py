@@ -283,5 +283,5 @@ def test_a_consumer_goes_on_when_its_queue_is_made_again(
     channel.queue_delete("q")
     declare(channel)
     put(channel)
-    connection.drain_events(timeout=1)
+    connection.drain_events(timeout=10)
     assert len(got) == 1

@@ -28,7 +28,7 @@ def test_b094_cancel_stops_new_deliveries(connection: Connection, channel: Any) 
     channel.basic_consume("q", callback=got.append, consumer_tag="t")
     put(channel)
     put(channel)
-    connection.drain_events(timeout=1)
+    connection.drain_events(timeout=10)
     channel.basic_cancel("t")
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0.05)
@@ -43,7 +43,7 @@ def test_a_consumer_may_be_cancelled_by_its_own_callback(
     channel.basic_consume("q", True, lambda message: channel.basic_cancel("t"), "t")
     put(channel)
     put(channel)
-    connection.drain_events(timeout=1)
+    connection.drain_events(timeout=10)
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0.02)
     assert len(channel.queues["q"]) == 1
@@ -64,7 +64,7 @@ def test_an_error_of_a_callback_is_raised_where_it_drains(
     put(channel, b"2")
     for _ in range(2):
         with pytest.raises(ValueError, match="the callback's own"):
-            connection.drain_events(timeout=1)
+            connection.drain_events(timeout=10)
     channel.close()  # neither was acknowledged
     assert len(memory.broker.queues["q"]) == 2
 
@@ -77,7 +77,7 @@ def test_consumers_of_a_queue_take_turns(connection: Connection, channel: Any) -
     for _ in range(9):
         put(channel)
     for _ in range(9):
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
     assert sorted(order[:3]) == sorted(order[3:6]) == ["a", "b", "c"]
 
 
@@ -177,10 +177,10 @@ def test_s29_a_callback_that_publishes_on_its_own_connection_keeps_the_stack_fla
         message.ack()
 
     channel.basic_consume("q", callback=forward)
-    connection.drain_events(timeout=1)
+    connection.drain_events(timeout=10)
     first = deepest
     for _ in range(2999):
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
     assert deepest <= first + 2
     assert len(channel.queues["out"]) == 3000
 
@@ -191,13 +191,13 @@ def test_a_callback_may_drain(connection: Connection, channel: Any) -> None:
 
     def nested(message: Any) -> None:
         if message.body == b"1":
-            connection.drain_events(timeout=1)
+            connection.drain_events(timeout=10)
         got.append(message.body)
 
     channel.basic_consume("q", True, nested)
     put(channel, b"1")
     put(channel, b"2")
-    connection.drain_events(timeout=1)
+    connection.drain_events(timeout=10)
     assert got == [b"2", b"1"]
 
 
@@ -211,7 +211,7 @@ def test_s13_ready_messages_do_not_stop_other_tasks(
     with no_collections():
         ticker.reset()
         for _ in range(20_000):
-            connection.drain_events(timeout=1)
+            connection.drain_events(timeout=10)
         env.sleep(0.02)
         assert ticker.ticks > 3
         # Native threads do not keep each other from running.
@@ -293,21 +293,21 @@ def test_b097_b152_prefetch_bounds_what_is_unsettled(connection: Connection, cha
         put(channel)
     assert channel.qos.can_consume()
     assert channel.qos.can_consume_max_estimate() == 2
-    connection.drain_events(timeout=1)
-    connection.drain_events(timeout=1)
+    connection.drain_events(timeout=10)
+    connection.drain_events(timeout=10)
     assert not channel.qos.can_consume()
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0.02)
     got[0].ack()
     assert channel.qos.can_consume()
-    connection.drain_events(timeout=1)
+    connection.drain_events(timeout=10)
     got[1].reject()
-    connection.drain_events(timeout=1)
+    connection.drain_events(timeout=10)
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0.02)
     channel.basic_qos(0, 0)
     assert channel.qos.can_consume_max_estimate() is None
-    connection.drain_events(timeout=1)
+    connection.drain_events(timeout=10)
     assert len(got) == 5
 
 
@@ -318,7 +318,7 @@ def test_b097_prefetch_does_not_concern_no_ack(connection: Connection, channel: 
     channel.basic_consume("q", True, got.append)
     for _ in range(3):
         put(channel)
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
     assert len(got) == 3
     got[0].ack()  # harmless
     assert not channel.qos._delivered
@@ -333,7 +333,7 @@ def test_an_acknowledgement_from_another_task_wakes_the_drain(
     channel.basic_consume("q", callback=got.append)
     put(channel, b"1")
     put(channel, b"2")
-    connection.drain_events(timeout=1)
+    connection.drain_events(timeout=10)
     task = env.spawn(connection.drain_events, timeout=10)
     wait_for(lambda: connection.connection.inbox.watched, env)
     got[0].ack()
@@ -386,7 +386,7 @@ def test_a_full_channel_leaves_its_messages_to_others(env: Environment) -> None:
         channel.basic_qos(0, 1)
         channel.basic_consume("q", callback=lambda message: got.append("full"))
         put(channel)
-        full.drain_events(timeout=1)
+        full.drain_events(timeout=10)
         other.basic_consume("q", True, lambda message: got.append("free"))
         put(channel)
         with pytest.raises(TimeoutError):
@@ -416,7 +416,7 @@ def test_a_thousand_queues_behind_one_prefetch_cost_the_same_for_each_message(
 
     channel._serve = counted
     while len(served) < count:
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
         served[-1].ack()
     assert looks <= 4 * count
     assert {message.queue for message in served} == {f"q{number}" for number in range(count)}
@@ -457,7 +457,7 @@ def test_a_thousand_connections_cost_the_same_for_each_message(env: Environment)
     for number, each in enumerate(connections):
         put(publisher, queue=f"q{number}")
         assert len(each.connection._ready) == 1
-        each.drain_events(timeout=1)
+        each.drain_events(timeout=10)
         assert not each.connection._ready
     assert got == list(range(count))
     for each in connections:
@@ -562,6 +562,6 @@ def test_consumer_and_producer_on_top(connection: Connection) -> None:
     with Consumer(connection, queue, callbacks=[take]), Producer(connection) as producer:
         producer.publish({"n": 1}, exchange="e", routing_key="a")
         producer.publish({"n": 2}, exchange="e", routing_key="a.b.c")
-        connection.drain_events(timeout=1)
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
+        connection.drain_events(timeout=10)
     assert got == [({"n": 1}, "a"), ({"n": 2}, "a.b.c")]

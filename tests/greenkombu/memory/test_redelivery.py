@@ -63,12 +63,12 @@ def test_b099_b165_recover_redelivers_in_order(connection: Connection, channel: 
     channel.basic_consume("q", callback=got.append)
     for number in range(3):
         put(channel, str(number))
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
     with pytest.raises(NotImplementedError, match=r"recover\(requeue=False\)"):
         channel.basic_recover(requeue=False)
     assert channel.basic_recover(requeue=True) == []
     for _ in range(3):
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
     assert [message.body for message in got] == [b"0", b"1", b"2"] * 2
     assert all(message.delivery_info["redelivered"] for message in got[3:])
 
@@ -117,7 +117,7 @@ def test_s19_unsettled_messages_of_a_dropped_connection_return(
         other = Connection("memory://")
         consuming = other.channel()
         consuming.basic_consume("q", callback=lambda message: None)
-        other.drain_events(timeout=1)
+        other.drain_events(timeout=10)
         return weakref.ref(consuming)
 
     dropped = use()
@@ -145,7 +145,7 @@ def test_s19_a_dropped_consumer_passes_its_message_on(connection: Connection, ch
         connection.drain_events(timeout=0)
     put(channel)
     gc.collect()
-    connection.drain_events(timeout=1)
+    connection.drain_events(timeout=10)
     assert len(got) == 1
 
 
@@ -164,7 +164,7 @@ def test_s19_collecting_in_a_hub_callback_gives_everything_back(
         consuming.queue_declare(f"auto{number}", auto_delete=True)
         consuming.basic_consume(f"auto{number}", callback=lambda message: consuming)
         consuming.basic_consume("q", callback=lambda message: consuming)
-        other.drain_events(timeout=1)
+        other.drain_events(timeout=10)
 
     gc.disable()
     try:

@@ -349,7 +349,7 @@ def test_b082_mandatory_messages_come_back_in_the_task_that_drains(
     channel.events["basic_return"].add(lambda *args: came_back.append(args))
     channel.basic_publish(channel.prepare_message(b"body"), "e", "k", mandatory=True)
     assert not came_back
-    connection.drain_events(timeout=1)
+    connection.drain_events(timeout=10)
     ((error, exchange, routing_key, message),) = came_back
     assert isinstance(error, UnroutableError)
     assert error.reply_code == 312
@@ -444,8 +444,8 @@ def test_an_error_of_the_store_reaches_the_drain_and_the_consumer_stays(
     channel._get = get
     put(channel)
     with pytest.raises(OSError, match="the store is down"):
-        connection.drain_events(timeout=1)
-    connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
+    connection.drain_events(timeout=10)
     assert len(got) == 1
 
 
@@ -459,7 +459,7 @@ def test_b160_queues_have_equal_chances(connection: Connection, channel: Any) ->
             put(channel, queue=name)
         channel.basic_consume(name, True, lambda message: order.append(message.queue))
     for _ in range(9):
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
     assert order == list("abcabcabc")
 
 
@@ -547,7 +547,7 @@ def test_b163_channels_leave_no_cycles(connection: Connection) -> None:
         channel.basic_consume("q", callback=lambda message: None)
         channel.basic_qos(0, 1)
         put(channel)
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
         channel.close()
         return weakref.ref(channel)
 
@@ -702,8 +702,8 @@ def test_a_message_that_cannot_be_made_goes_back(connection: Connection, channel
 
     channel._make_message = fail_once
     with pytest.raises(RuntimeError, match="out of memory"):
-        connection.drain_events(timeout=1)
-    connection.drain_events(timeout=1)
+        connection.drain_events(timeout=10)
+    connection.drain_events(timeout=10)
     assert len(got) == 1
     failing.append(RuntimeError("again"))
     put(channel)
