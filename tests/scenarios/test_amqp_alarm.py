@@ -109,7 +109,7 @@ def test_s22_every_call_on_a_frozen_broker_ends_by_its_bound(
 ) -> None:
     queue = own_broker.queue()
     options = {"rpc_timeout": 0.5, "confirm_timeout": 0.5, "close_timeout": 0.5}
-    connection = Connection(own_broker.url, connect_timeout=0.5, transport_options=options)
+    connection = Connection(own_broker.url, transport_options=options)
     confirmed = Connection(own_broker.url, transport_options={**options, "confirm_publish": True})
     channel = connection.channel()
     producer = Producer(confirmed, routing_key=queue)

@@ -185,7 +185,7 @@ def test_s05_a_frozen_waiter_does_not_keep_messages_from_others(
         )
         with contextlib.suppress(TimeoutError):
             connection.drain_events(timeout=0.05)
-        assert len(store.watchers(queue)) == 2
+        until(env, lambda: len(store.watchers(queue)) == 2)
         store.put(queue, ["while there were two"])
         connection.drain_events(timeout=LONG)
         assert got == ["while there were two"]

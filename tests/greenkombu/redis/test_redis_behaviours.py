@@ -66,15 +66,12 @@ def test_b166_options_name_the_keys(database: Database) -> None:
     assert database.keys() == ["q"]
 
 
-def test_b167_a_message_comes_back_after_the_visibility_timeout(
-    env: Environment, database: Database
-) -> None:
+def test_b167_a_message_comes_back_after_the_visibility_timeout(database: Database) -> None:
     leave_unacked(database, "q", "lost")
     connection = database.connect(visibility_timeout=0.2)
     got = consume(connection, "q")
-    drain_until(connection, lambda: got)
-    assert got == ["lost"]
-    until(env, lambda: database.keys() == [])
+    drain_until(connection, lambda: got and database.keys() == [])
+    assert set(got) == {"lost"}  # once more if it stood still before it could acknowledge it
 
 
 def test_b167_a_program_may_look_itself(database: Database) -> None:
