@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +20,7 @@ from hub.environment import Environment
 from tests.scenarios.broker import QUICK, Broker, pool_of, took
 from tests.scenarios.worker import Worker
 from tests.support.fault_proxy import FaultProxy
+from tests.support.sockets import numbers_used_again
 from tests.support.tasks import LONG, until
 
 
@@ -402,17 +402,12 @@ def test_s24_an_idle_connection_that_the_server_closed_is_opened_again(
             proxy.reset()
         until(env, lambda: pool.stats() is not None and not any(c.connected for c in held))
         # The numbers go to somebody else, whose descriptors must not be touched.
-        close = env.original("os", "close")
-        borrowed = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
-        assert numbers & set(borrowed), "no number was used again"
-        held = [pool.acquire() for _ in range(5)]
-        for connection in held:
-            assert connection.default_channel.queue_declare(queue, passive=True).queue == queue
-        for connection in held:
-            connection.release()
-        for fd in borrowed:
-            os.fstat(fd)
-            close(fd)
+        with numbers_used_again(env, numbers):
+            held = [pool.acquire() for _ in range(5)]
+            for connection in held:
+                assert connection.default_channel.queue_declare(queue, passive=True).queue == queue
+            for connection in held:
+                connection.release()
 
 
 @pytest.mark.parametrize(

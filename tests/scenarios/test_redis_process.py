@@ -26,6 +26,7 @@ from tests.scenarios.slices import leave_others_their_turn
 from tests.scenarios.store import Store, text_of
 from tests.support.fault_proxy import FaultProxy
 from tests.support.patched import ROOT, run_patched
+from tests.support.sockets import numbers_used_again
 from tests.support.tasks import LONG, until
 
 PROGRAMS = Path(__file__).with_name("programs")
@@ -240,17 +241,12 @@ def test_s24_an_idle_connection_that_the_server_closed_is_opened_again(
             store_proxy.reset()
         until(env, lambda: not any(connection.connected for connection in held))
         # The numbers go to somebody else, whose descriptors must not be touched.
-        close = env.original("os", "close")
-        borrowed = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
-        assert numbers & set(borrowed), "no number was used again"
-        held = [pool.acquire() for _ in range(5)]
-        for number, connection in enumerate(held):
-            Producer(connection).publish(f"{number}", routing_key=queue)
-        for connection in held:
-            connection.release()
-        for fd in borrowed:
-            os.fstat(fd)
-            close(fd)
+        with numbers_used_again(env, numbers):
+            held = [pool.acquire() for _ in range(5)]
+            for number, connection in enumerate(held):
+                Producer(connection).publish(f"{number}", routing_key=queue)
+            for connection in held:
+                connection.release()
     assert store.waiting(queue) == [f"{number}" for number in range(5)]
 
 
