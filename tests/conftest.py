@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from collections.abc import Callable, Generator, Iterator
@@ -12,6 +13,7 @@ import pytest
 
 import hub
 from tests.support.leaks import Census, settle, warm_up
+from tests.support.reruns import empty_rabbitmq, empty_redis, forget_failure, unheard
 from tests.support.ticker import Ticker
 from tests.support.watchdog import Watchdog
 
@@ -58,6 +60,12 @@ ANY_ENVIRONMENT = (
 _watchdog = pytest.StashKey[Watchdog]()
 _failed = pytest.StashKey[bool]()
 
+# For the next attempt at a test that failed: what there was before this one, what ends the silence
+# between the two, and what empties the brokers that the run shares.
+_before = pytest.StashKey[Census]()
+_silence = pytest.StashKey[contextlib.ExitStack]()
+_emptiers = pytest.StashKey[list[Callable[[], object]]]()
+
 
 # A machine that is busy with other things says nothing about the code, or the tests.
 hypothesis.settings.register_profile(
@@ -69,6 +77,7 @@ hypothesis.settings.load_profile("greenkombu")
 def pytest_configure(config: pytest.Config) -> None:
     # Output is not captured at this moment, so this is where a traceback will be seen.
     config.stash[_watchdog] = Watchdog(os.dup(2))
+    config.stash[_emptiers] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -95,14 +104,34 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """End the process with all tracebacks when one test, its fixtures included, takes too long."""
-    marker = item.get_closest_marker("watchdog")
-    seconds = WATCHDOG if marker is None else float(marker.args[0])
-    watchdog = item.config.stash[_watchdog]
-    watchdog.watch(item.nodeid, seconds)
+    _watch(item)
+    item.stash[_silence] = contextlib.ExitStack()
     try:
         return (yield)
     finally:
-        watchdog.relax()
+        item.stash[_silence].close()
+        if _before in item.stash:
+            del item.stash[_before]
+        item.config.stash[_watchdog].relax()
+
+
+def _watch(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("watchdog")
+    seconds = WATCHDOG if marker is None else float(marker.args[0])
+    item.config.stash[_watchdog].watch(item.nodeid, seconds)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let another attempt at a test that failed find what the first one found."""
+    if not item.stash.get(_failed, False):
+        return
+    item.stash[_failed] = False  # what this attempt leaves behind counts
+    _watch(item)
+    forget_failure(item.stash.get(_before, None), hub.get_environment().sleep)
+    for empty in item.config.stash[_emptiers]:
+        empty()
+    item.stash[_silence].close()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -112,6 +141,8 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed:
         item.stash[_failed] = True
+    if report.when == "teardown" and item.stash.get(_failed, False):
+        item.stash[_silence].enter_context(unheard())
     return report
 
 
@@ -124,11 +155,14 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     assert warm_up(), "the shared hub does not turn"
     before = Census()
     yield
-    if request.node.get_closest_marker("allow_leaks") or request.node.stash.get(_failed, False):
-        return
-    grown = settle(before, hub.get_environment().sleep)
-    if grown:
-        pytest.fail("the test left behind:\n" + "\n".join(grown), pytrace=False)
+    stash = request.node.stash
+    if stash.get(_failed, False):
+        stash[_before] = before
+    elif not request.node.get_closest_marker("allow_leaks"):
+        grown = settle(before, hub.get_environment().sleep)
+        if grown:
+            stash[_before] = before
+            pytest.fail("the test left behind:\n" + "\n".join(grown), pytrace=False)
 
 
 @pytest.fixture
@@ -146,8 +180,18 @@ def ticker(env: Environment) -> Iterator[Ticker]:
     made.stop()
 
 
+@contextlib.contextmanager
+def _emptied(config: pytest.Config, empty: Callable[[], object]) -> Iterator[None]:
+    """Have a broker that the run shares emptied before another attempt at a test that failed."""
+    config.stash[_emptiers].append(empty)
+    try:
+        yield
+    finally:
+        config.stash[_emptiers].remove(empty)
+
+
 @pytest.fixture(scope="session")
-def rabbitmq() -> Iterator[PrivateRabbitMQ]:
+def rabbitmq(pytestconfig: pytest.Config) -> Iterator[PrivateRabbitMQ]:
     """A private RabbitMQ, shared by the whole run: leave it as it was found.
 
     Tests share it through queue names of their own or `rabbitmq_vhost`; what stops, freezes or
@@ -157,7 +201,10 @@ def rabbitmq() -> Iterator[PrivateRabbitMQ]:
     from tests.support.rabbitmq import make_rabbitmq
 
     allow_descriptors(DESCRIPTORS)  # the server inherits it
-    with make_rabbitmq(plugins=("rabbitmq_management",)) as server:
+    with (
+        make_rabbitmq(plugins=("rabbitmq_management",)) as server,
+        _emptied(pytestconfig, lambda: empty_rabbitmq(server)),
+    ):
         yield server
 
 
@@ -188,7 +235,7 @@ def make_private_rabbitmq() -> Iterator[Callable[..., PrivateRabbitMQ]]:
 
 
 @pytest.fixture(scope="session")
-def redis() -> Iterator[PrivateRedis]:
+def redis(pytestconfig: pytest.Config) -> Iterator[PrivateRedis]:
     """A private Redis, shared by the whole run: leave it as it was found.
 
     Tests share it through keys of their own names; what stops, freezes or fills a server takes
@@ -198,7 +245,7 @@ def redis() -> Iterator[PrivateRedis]:
     from tests.support.redis import make_redis
 
     allow_descriptors(DESCRIPTORS)  # the server inherits it
-    with make_redis() as server:
+    with make_redis() as server, _emptied(pytestconfig, lambda: empty_redis(server)):
         yield server
 
 
@@ -220,10 +267,13 @@ def make_private_redis() -> Iterator[Callable[..., PrivateRedis]]:
 
 
 @pytest.fixture(scope="session")
-def shared_redis_sentinel() -> Iterator[PrivateSentinel]:
+def shared_redis_sentinel(pytestconfig: pytest.Config) -> Iterator[PrivateSentinel]:
     from tests.support.redis import make_sentinel
 
-    with make_sentinel() as servers:
+    with (
+        make_sentinel() as servers,
+        _emptied(pytestconfig, lambda: empty_redis(servers.master)),
+    ):
         yield servers
 
 
@@ -238,10 +288,10 @@ def redis_sentinel(shared_redis_sentinel: PrivateSentinel) -> Iterator[PrivateSe
 
 
 @pytest.fixture(scope="session")
-def shared_redis_cluster() -> Iterator[PrivateRedisCluster]:
+def shared_redis_cluster(pytestconfig: pytest.Config) -> Iterator[PrivateRedisCluster]:
     from tests.support.redis import make_cluster
 
-    with make_cluster() as nodes:
+    with make_cluster() as nodes, _emptied(pytestconfig, lambda: empty_redis(*nodes.masters)):
         yield nodes
 
 

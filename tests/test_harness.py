@@ -12,23 +12,24 @@ import pytest
 from hub.environment import Environment
 from tests.support.leaks import Census, settle
 from tests.support.patched import ROOT
+from tests.support.redis import require_redis
 from tests.support.ticker import Ticker
 
 PREAMBLE = "import os, pytest, socket, time\n"
 
 
-def run_pytest(tmp_path: Path, source: str) -> subprocess.CompletedProcess[str]:
+def run_pytest(tmp_path: Path, source: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a test file under this project's conftest in the environment of this run."""
     path = tmp_path / "test_inner.py"
     path.write_text(PREAMBLE + source)
     name = os.environ["GREENKOMBU_TEST_ENVIRONMENT"]
-    options = ["-p", "tests.conftest", "-c", str(ROOT / "pyproject.toml"), "-q", str(path)]
+    fixed = ["-p", "tests.conftest", "-c", str(ROOT / "pyproject.toml"), "-q", str(path)]
     return subprocess.run(
-        [sys.executable, "-m", "tests.run", name, "--", *options],
+        [sys.executable, "-m", "tests.run", name, "--", *fixed, *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,  # the run ends itself after 120
         check=False,
     )
 
@@ -71,6 +72,49 @@ def stand_here(env): env.waiter().wait()
     assert done.returncode == 1
     assert "test_hung takes too long" in done.stderr
     assert "stand_here" in done.stderr
+
+
+def test_another_attempt_finds_what_the_first_one_found(tmp_path: Path) -> None:
+    require_redis()
+    source = """
+from greenkombu import Connection
+from tests.support import leaks
+from tests.support.tasks import until
+@pytest.fixture
+def fail_once(request):
+    def fail(): assert request.node.execution_count > 1
+    return fail
+@pytest.mark.parametrize("server", ["memory", "redis"])
+def test_a_queue_is_empty(server, fail_once, request):
+    url = "memory://" if server == "memory" else request.getfixturevalue("redis").url
+    with Connection(url) as connection:
+        queue = connection.SimpleQueue("always the same")
+        queue.put("left behind")
+        assert queue.qsize() == 1
+        fail_once()
+def test_a_finalizer_complains(fail_once):
+    left = socket.socket()
+    fail_once()
+    left.close()
+working = []
+def test_a_task_works_on(env, fail_once):
+    assert not working
+    def work():
+        working.append(1)
+        env.sleep(0.1)
+        working.clear()
+    task = env.spawn(work)
+    until(env, lambda: working)
+    fail_once()
+    task.join()
+kept = []
+def test_both_attempts_leak():
+    leaks.SETTLING = 0.1
+    kept.append(socket.socket())
+"""
+    done = run_pytest(tmp_path, source, "--reruns=1")
+    assert "\n6 passed, 1 error, 5 rerun" in done.stdout, done.stdout
+    assert "ERROR at teardown of test_both_attempts_leak" in done.stdout
 
 
 def test_what_ends_in_time_is_no_leak(env: Environment) -> None:

@@ -131,8 +131,8 @@ def occupied(env: Environment, connection: Connection) -> Iterator[None]:
         return b""
 
     env.original("_thread", "start_new_thread")(connection.exclusive, (step,))
-    until(env, lambda: entered)
     try:
+        until(env, lambda: entered)
         yield
     finally:
         hold.release()
