@@ -26,11 +26,15 @@ numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module", params=["memory", "rabbitmq"])
-def connection(request: pytest.FixtureRequest) -> Iterator[Connection]:
-    url = "memory://"
-    if request.param == "rabbitmq":
-        server: PrivateRabbitMQ = request.getfixturevalue("rabbitmq")
-        url = server.url
+def url(request: pytest.FixtureRequest) -> str:
+    if request.param == "memory":
+        return "memory://"
+    server: PrivateRabbitMQ = request.getfixturevalue("rabbitmq")
+    return server.url
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[Connection]:
     with Connection(url) as made:
         made.connect()
         yield made

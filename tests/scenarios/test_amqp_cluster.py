@@ -26,8 +26,6 @@ if os.environ["GREENKOMBU_TEST_ENVIRONMENT"] != "gevent":
 #: Each after the kill of one more node that was restarted: twelve seconds each.
 EVERY_NODE = [0, *(pytest.param(node, marks=pytest.mark.slow) for node in (1, 2))]
 
-QUORUM = Queue("quorum", queue_arguments={"x-queue-type": "quorum"})
-
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[PrivateRabbitMQCluster]:
@@ -44,8 +42,13 @@ def cluster(started: PrivateRabbitMQCluster) -> PrivateRabbitMQCluster:
     return started.start()
 
 
+def new_name(kind: str) -> str:
+    """Return a name that no queue of the module's cluster has."""
+    return f"{kind}-{os.urandom(6).hex()}"
+
+
 class Worker(ConsumerMixin):
-    """Consumes in a task of its own, on whichever node there is."""
+    """Consumes in a task of its own, on whichever node there is, until the end of a block."""
 
     def __init__(self, env: Environment, url: str, queue: Queue) -> None:
         self.connection = Connection(url, transport_options=QUICK, connect_timeout=2)
@@ -63,7 +66,10 @@ class Worker(ConsumerMixin):
         self.got.append(message.payload)
         message.ack()
 
-    def stop(self) -> None:
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.should_stop = True
         assert self.task.join(LONG), "the worker does not stop"
         self.task.result()
@@ -71,15 +77,15 @@ class Worker(ConsumerMixin):
 
 
 class Load:
-    """Tasks that publish numbers, confirmed, over one connection that they share."""
+    """Tasks that publish numbers, confirmed, over one connection, until the end of a block."""
 
-    def __init__(self, env: Environment, url: str, tasks: int) -> None:
+    def __init__(self, env: Environment, url: str, queue: Queue, tasks: int) -> None:
         self.connection = Connection(
             url, transport_options={**QUICK, "confirm_publish": True}, connect_timeout=2
         )
         self.confirmed: list[int] = []
         self.should_stop = False
-        self._producer = Producer(self.connection, routing_key=QUORUM.name)
+        self._producer = Producer(self.connection, routing_key=queue.name)
         self._tasks = [env.spawn(self._publish, first, tasks) for first in range(tasks)]
 
     def _publish(self, number: int, step: int) -> None:
@@ -90,7 +96,10 @@ class Load:
             self.confirmed.append(number)
             number += step
 
-    def stop(self) -> None:
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """End the tasks, and raise what one of them met."""
         self.should_stop = True
         for task in self._tasks:
@@ -103,37 +112,34 @@ def test_consumers_of_a_queue_on_a_node_that_fails_are_told(
 ) -> None:
     """A classic queue lives on one node; who consumes it over another one keeps the connection."""
     far, near = cluster.nodes[1:]
-    queue = Queue("classic", durable=True)
+    queue = Queue(new_name("classic"), durable=True)
     with Connection(far.url, transport_options=QUICK) as connection:
         queue(connection.default_channel).declare()
     cancelled: list[str] = []
     told: list[str] = []
     with Connection(near.url, transport_options=QUICK) as connection:
         with_callback, without = connection.channel(), connection.channel()
-        tag = with_callback.basic_consume("classic", callback=print, on_cancel=cancelled.append)
+        tag = with_callback.basic_consume(queue.name, callback=print, on_cancel=cancelled.append)
         Consumer(without, [queue], on_message=print).consume()
-        worker = Worker(env, near.url, queue)
-        until(env, lambda: worker.ports)
-        far.stop_app()
-        try:
-            while not (cancelled and told):
-                try:
-                    connection.drain_events(timeout=LONG)
-                except amqp.ConsumerCancelled as error:
-                    told.append(str(error))
-            assert cancelled == [tag]
-            assert f":{near.port}" in told[0]
-            with pytest.raises(NotFoundError):
-                connection.channel().queue_declare("classic", passive=True)
-        finally:
-            far.start_app()
-        assert connection.connected
-        # The worker has tried again until the node was back.
-        try:
-            Producer(connection, routing_key="classic").publish(1, delivery_mode=2)
+        with Worker(env, near.url, queue) as worker:
+            until(env, lambda: worker.ports)
+            far.stop_app()
+            try:
+                while not (cancelled and told):
+                    try:
+                        connection.drain_events(timeout=LONG)
+                    except amqp.ConsumerCancelled as error:
+                        told.append(str(error))
+                assert cancelled == [tag]
+                assert f":{near.port}" in told[0]
+                with pytest.raises(NotFoundError):
+                    connection.channel().queue_declare(queue.name, passive=True)
+            finally:
+                far.start_app()
+            assert connection.connected
+            # The worker has tried again until the node was back.
+            Producer(connection, routing_key=queue.name).publish(1, delivery_mode=2)
             until(env, lambda: worker.got == [1], LONG)
-        finally:
-            worker.stop()
         assert queue(connection.channel()).queue_declare(passive=True).consumer_count == 0
 
 
@@ -144,28 +150,23 @@ def test_a_killed_node_loses_no_confirmed_message_and_nobody_stops(
     # The victim comes first, so everybody is connected to it and it leads the queue.
     nodes = [*cluster.nodes[victim:], *cluster.nodes[:victim]]
     url = ";".join(node.url for node in nodes)
+    queue = Queue(new_name("quorum"), queue_arguments={"x-queue-type": "quorum"})
     with Connection(url, transport_options=QUICK) as connection:
-        QUORUM(connection.default_channel).declare()
-    load = Load(env, url, tasks=8)
-    workers = [Worker(env, url, QUORUM) for _ in range(2)]
-    try:
-        until(env, lambda: len(load.confirmed) > 200 and all(each.got for each in workers))
-        assert load.connection.port == nodes[0].port
-        nodes[0].kill()
-        before = len(load.confirmed), [len(worker.got) for worker in workers]
-        until(env, lambda: len(load.confirmed) > before[0] + 200, 2 * LONG)
-        until(env, lambda: all(len(w.got) > n for w, n in zip(workers, before[1], strict=True)))
-    finally:
-        load.stop()
-    survivors = {node.port for node in nodes[1:]}
-    assert load.connection.port in survivors
-    confirmed = set(load.confirmed)
-    assert len(confirmed) == len(load.confirmed)
-    try:
+        queue(connection.default_channel).declare()
+    with Worker(env, url, queue) as one, Worker(env, url, queue) as other:
+        workers = (one, other)
+        with Load(env, url, queue, tasks=8) as load:
+            until(env, lambda: len(load.confirmed) > 200 and all(each.got for each in workers))
+            assert load.connection.port == nodes[0].port
+            nodes[0].kill()
+            before = len(load.confirmed), [len(worker.got) for worker in workers]
+            until(env, lambda: len(load.confirmed) > before[0] + 200, 2 * LONG)
+            until(env, lambda: all(len(w.got) > n for w, n in zip(workers, before[1], strict=True)))
+        survivors = {node.port for node in nodes[1:]}
+        assert load.connection.port in survivors
+        confirmed = set(load.confirmed)
+        assert len(confirmed) == len(load.confirmed)
         until(env, lambda: confirmed <= {number for w in workers for number in w.got}, 2 * LONG)
-    finally:
-        for worker in workers:
-            worker.stop()
     for worker in workers:
         assert worker.ports[0] == nodes[0].port
         assert worker.ports[-1] in survivors

@@ -84,19 +84,7 @@ def test_consumers_of_a_queue_take_turns(connection: Connection, channel: Any) -
 def test_s15_a_message_wakes_one_of_many_waiting_tasks(env: Environment) -> None:
     """Each message wakes one consumer, and each is delivered once."""
     got: list[int] = []
-    connections = [Connection("memory://") for _ in range(20)]
-    channels = [each.channel() for each in connections]
-    declare(channels[0])
     looks: list[int] = []
-    for number, channel in enumerate(channels):
-        take = channel._take
-
-        def counted(queue: str, take: Any = take) -> Any:
-            looks.append(1)
-            return take(queue)
-
-        channel._take = counted
-        channel.basic_consume("q", True, lambda _, number=number: got.append(number))
 
     def drain(each: Connection) -> None:
         while len(got) < 100:
@@ -105,18 +93,30 @@ def test_s15_a_message_wakes_one_of_many_waiting_tasks(env: Environment) -> None
             except TimeoutError:
                 pass
 
-    tasks = [env.spawn(drain, each) for each in connections]
-    wait_for(lambda: all(each.connection.inbox.watched for each in connections), env)
-    del looks[:]
-    for number in range(100):
-        put(channels[0])
-        wait_for(lambda number=number: len(got) > number, env)
-    for task in tasks:
-        task.join(10)
-    assert len(got) == 100
-    assert len(looks) < 100 * 5, "a message made everybody look"
-    for each in connections:
-        each.close()
+    with contextlib.ExitStack() as stack:  # which also ends the tasks, should this fail
+        connections = [stack.enter_context(Connection("memory://")) for _ in range(20)]
+        channels = [each.channel() for each in connections]
+        declare(channels[0])
+        for number, channel in enumerate(channels):
+            take = channel._take
+
+            def counted(queue: str, take: Any = take) -> Any:
+                looks.append(1)
+                return take(queue)
+
+            channel._take = counted
+            channel.basic_consume("q", True, lambda _, number=number: got.append(number))
+
+        tasks = [env.spawn(drain, each) for each in connections]
+        wait_for(lambda: all(each.connection.inbox.watched for each in connections), env)
+        del looks[:]
+        for number in range(100):
+            put(channels[0])
+            wait_for(lambda number=number: len(got) > number, env)
+        for task in tasks:
+            task.join(10)
+        assert len(got) == 100
+        assert len(looks) < 100 * 5, "a message made everybody look"
 
 
 def test_a_message_does_not_wait_for_a_connection_that_nobody_drains(env: Environment) -> None:
@@ -136,24 +136,24 @@ def test_a_message_does_not_wait_for_a_connection_that_nobody_drains(env: Enviro
 
 
 def test_s14_close_ends_a_drain_with_a_typed_error(env: Environment) -> None:
-    connection = Connection("memory://")
-    channel = connection.channel()
-    declare(channel)
-    channel.basic_consume("q", callback=print)
     caught: list[BaseException] = []
+    with Connection("memory://") as connection:
+        channel = connection.channel()
+        declare(channel)
+        channel.basic_consume("q", callback=print)
 
-    def drain() -> None:
-        try:
-            connection.drain_events(timeout=30)
-        except BaseException as exc:
-            caught.append(exc)
+        def drain() -> None:
+            try:
+                connection.drain_events(timeout=30)
+            except BaseException as exc:
+                caught.append(exc)
 
-    task = env.spawn(drain)
-    inner = connection.connection
-    wait_for(lambda: inner.inbox.watched, env)
-    connection.close()
-    assert task.join(10)
-    assert isinstance(caught[0], connection.connection_errors)
+        task = env.spawn(drain)
+        inner = connection.connection
+        wait_for(lambda: inner.inbox.watched, env)
+        connection.close()
+        assert task.join(10)
+        assert isinstance(caught[0], connection.connection_errors)
 
 
 def test_s29_a_callback_that_publishes_on_its_own_connection_keeps_the_stack_flat(
