@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import itertools
 import json
 import os
@@ -258,7 +259,7 @@ def test_both_write_the_same(seen: dict[str, Any], name: str) -> None:
     if seen["kombu publishes"][name] != "published":
         pytest.skip(f"Kombu has no codec for this: {seen['kombu publishes'][name]}")
     (list_of_theirs, theirs), (list_of_mine, mine) = (
-        seen[f"{package} writes"][name] for package in PACKAGES
+        copy.deepcopy(seen[f"{package} writes"][name]) for package in PACKAGES
     )
     assert list_of_mine == list_of_theirs
     for read in (theirs, mine):

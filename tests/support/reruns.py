@@ -2,8 +2,8 @@
 
 What is made for one test goes with its fixtures, also after a failure. What they cannot see to: the
 traceback keeps all that the attempt had, whose finalizers would run in the middle of the next one;
-its tasks may be at work; and what it put into a broker that the run shares, under names that the
-next one uses as well, is still there.
+its tasks may be at work, and the shared hub may watch its descriptors; and what it put into a
+broker that the run shares, under names that the next one uses as well, is still there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import hub
 from tests.support.leaks import Census, settle
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ __all__ = ["empty_rabbitmq", "empty_redis", "forget_failure", "unheard"]
 def forget_failure(before: Census | None, sleep: Callable[[float], object]) -> None:
     """Let go of what a failed attempt has left in this process, and let its tasks end.
 
-    The broker of the memory transport is empty afterwards.
+    The shared hub is closed, and with it all streams; the next one that asks gets another. The
+    broker of the memory transport is empty.
 
     Args:
         before: the census that was taken before the attempt; None if it did not come so far.
@@ -36,6 +38,7 @@ def forget_failure(before: Census | None, sleep: Callable[[float], object]) -> N
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         if hasattr(sys, name):
             delattr(sys, name)  # pytest keeps the last failure there, for debuggers
+    hub.get_hub().close()
     gc.collect()  # settle() does not, where nothing that it counts has grown
     if before is not None:
         settle(before, sleep)
