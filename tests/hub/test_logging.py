@@ -44,6 +44,8 @@ def kept(env: Environment) -> Iterator[Keep]:
     logger.addHandler(handler)
     logger.propagate = False
     yield handler
+    handler.when_emitting = int
+    _log.emit_all()  # what a failed test has left would be told to the next one
     logger.removeHandler(handler)
     logger.propagate = True
 
