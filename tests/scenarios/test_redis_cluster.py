@@ -281,7 +281,7 @@ def test_a_replica_takes_over_from_a_living_master(
 
 
 class Worker(ConsumerMixin):
-    """Consumes in a task of its own, and connects again when it has to."""
+    """Consumes in a task of its own until the end of a block, and connects again if it has to."""
 
     def __init__(self, env: Environment, cluster: PrivateRedisCluster, queue: Queue) -> None:
         self.connection = connection_to(cluster, visibility_timeout=3)
@@ -306,7 +306,10 @@ class Worker(ConsumerMixin):
         else:
             message.ack()
 
-    def stop(self) -> None:
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.should_stop = True
         assert self.task.join(LONG), "the worker does not stop"
         self.task.result()
@@ -321,39 +324,39 @@ def test_a_master_is_killed(
 ) -> None:
     """Its consumers resume on the replica; who needs other servers only stays connected."""
     monkeypatch.setattr(_nodes, "PATIENCE", FAILOVER)
-    worker = Worker(env, redis_cluster, desk.queue)
-    desk.publish(*range(10))
-    until(env, lambda: len(worker.got) == 5)
-    old = redis_cluster.master_of(desk.key)
-    # What the replica has not heard of may be lost. This waits for what was written before, too.
-    commands = [("SET", desk.key + "written", 1), ("WAIT", 1, int(LONG * 1000))]
-    assert old.commands(commands, timeout=2 * LONG)[1] == 1
-    elsewhere = next(
-        name
-        for name in (f"elsewhere-{number}" for number in range(1000))
-        if redis_cluster.master_of("{" + name + "}") is not old
-    )
-    near = redis_cluster.master_of("{" + elsewhere + "}")
-    with Connection(f"redis+cluster://127.0.0.1:{near.port}") as other:
-        producer = Producer(other.channel())
-        producer.publish(1, routing_key=elsewhere)
-        there = other.connection
-        worker.holds = False
-        old.kill()
-        with contextlib.suppress(*desk.connection.connection_errors):
-            desk.connection.drain_events(timeout=1)
-        redis_cluster.wait_failover(desk.key, old)
-        Producer(desk.connection).publish(
-            10, exchange=desk.queue.exchange, routing_key="key", retry=True, retry_policy=RETRY
+    with Worker(env, redis_cluster, desk.queue) as worker:
+        desk.publish(*range(10))
+        until(env, lambda: len(worker.got) == 5)
+        old = redis_cluster.master_of(desk.key)
+        # What the replica has not heard of may be lost. This waits for what was written before,
+        # too.
+        commands = [("SET", desk.key + "written", 1), ("WAIT", 1, int(LONG * 1000))]
+        assert old.commands(commands, timeout=2 * LONG)[1] == 1
+        elsewhere = next(
+            name
+            for name in (f"elsewhere-{number}" for number in range(1000))
+            if redis_cluster.master_of("{" + name + "}") is not old
         )
-        expected = Counter([*range(11), *(message.payload for message in worker.held)])
-        until(env, lambda: Counter(worker.got) >= expected, FAILOVER)
-        assert len(worker.held) == 5
-        # A script that the cluster would not run while a part of it was missing.
-        producer.publish(2, routing_key=elsewhere)
-        assert other.connection is there
-        Queue(elsewhere)(other.channel()).delete()
-    worker.stop()
+        near = redis_cluster.master_of("{" + elsewhere + "}")
+        with Connection(f"redis+cluster://127.0.0.1:{near.port}") as other:
+            producer = Producer(other.channel())
+            producer.publish(1, routing_key=elsewhere)
+            there = other.connection
+            worker.holds = False
+            old.kill()
+            with contextlib.suppress(*desk.connection.connection_errors):
+                desk.connection.drain_events(timeout=1)
+            redis_cluster.wait_failover(desk.key, old)
+            Producer(desk.connection).publish(
+                10, exchange=desk.queue.exchange, routing_key="key", retry=True, retry_policy=RETRY
+            )
+            expected = Counter([*range(11), *(message.payload for message in worker.held)])
+            until(env, lambda: Counter(worker.got) >= expected, FAILOVER)
+            assert len(worker.held) == 5
+            # A script that the cluster would not run while a part of it was missing.
+            producer.publish(2, routing_key=elsewhere)
+            assert other.connection is there
+            Queue(elsewhere)(other.channel()).delete()
     assert unacked(redis_cluster, desk.key) == 0
     assert worker.connects >= 2
 

@@ -52,7 +52,7 @@ def bound_queue(name: str) -> Queue:
 
 
 class Worker(ConsumerMixin):
-    """Consumes in a task of its own, and connects again when it has to."""
+    """Consumes in a task of its own until the end of a block, and connects again if it has to."""
 
     def __init__(self, env: Environment, servers: PrivateSentinel, queue: Queue) -> None:
         self.connection = connection_to(servers)
@@ -73,7 +73,10 @@ class Worker(ConsumerMixin):
         else:
             message.ack()
 
-    def stop(self) -> None:
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.should_stop = True
         assert self.task.join(LONG), "the worker does not stop"
         self.task.result()
@@ -99,24 +102,23 @@ def test_consumers_and_publishers_survive_the_death_of_the_master(
 ) -> None:
     """What the replica has heard of is delivered, also what a consumer held when it died."""
     queue = bound_queue("killed")
-    worker = Worker(env, redis_sentinel, queue)
-    worker.holds = True
     with connection_to(redis_sentinel) as connection:
-        producer = Producer(connection)
-        queue(connection.channel()).declare()
-        publish(producer, queue, range(30))
-        # The prefetch limit.
-        until(env, lambda: len(worker.got) == 10)
-        old = redis_sentinel.master
-        replicated(old)
-        worker.holds = False
-        old.kill()
-        # These wait for the new master.
-        publish(producer, queue, range(30, 40))
-        assert redis_sentinel.wait_failover(old) is not old
-        expected = Counter([*range(40), *(message.payload for message in worker.held)])
-        until(env, lambda: Counter(worker.got) >= expected, FAILOVER)
-        worker.stop()
+        with Worker(env, redis_sentinel, queue) as worker:
+            worker.holds = True
+            producer = Producer(connection)
+            queue(connection.channel()).declare()
+            publish(producer, queue, range(30))
+            # The prefetch limit.
+            until(env, lambda: len(worker.got) == 10)
+            old = redis_sentinel.master
+            replicated(old)
+            worker.holds = False
+            old.kill()
+            # These wait for the new master.
+            publish(producer, queue, range(30, 40))
+            assert redis_sentinel.wait_failover(old) is not old
+            expected = Counter([*range(40), *(message.payload for message in worker.held)])
+            until(env, lambda: Counter(worker.got) >= expected, FAILOVER)
         new = redis_sentinel.master
         assert new.command("HLEN", "unacked") == new.command("ZCARD", "unacked_index") == 0
         queue(connection.channel()).delete()
@@ -127,20 +129,19 @@ def test_a_failover_while_the_old_master_lives(
 ) -> None:
     """Who is connected to it has to notice that it is the master no longer."""
     queue = bound_queue("replaced")
-    worker = Worker(env, redis_sentinel, queue)
     with connection_to(redis_sentinel) as connection:
-        producer = Producer(connection)
-        queue(connection.channel()).declare()
-        publish(producer, queue, range(5))
-        until(env, lambda: len(worker.got) == 5)
-        old = redis_sentinel.master
-        replicated(old)
-        new = redis_sentinel.failover()
-        assert new is not old
-        publish(producer, queue, range(5, 10))
-        until(env, lambda: set(worker.got) == set(range(10)), FAILOVER)
-        assert connection.connection.settings.address == ("127.0.0.1", new.port)
-        worker.stop()
+        with Worker(env, redis_sentinel, queue) as worker:
+            producer = Producer(connection)
+            queue(connection.channel()).declare()
+            publish(producer, queue, range(5))
+            until(env, lambda: len(worker.got) == 5)
+            old = redis_sentinel.master
+            replicated(old)
+            new = redis_sentinel.failover()
+            assert new is not old
+            publish(producer, queue, range(5, 10))
+            until(env, lambda: set(worker.got) == set(range(10)), FAILOVER)
+            assert connection.connection.settings.address == ("127.0.0.1", new.port)
         queue(connection.channel()).delete()
 
 
