@@ -49,7 +49,7 @@ class Slot(Generic[T]):
     gives its place back.
     """
 
-    __slots__ = ("__weakref__", "dead", "home", "pool", "put", "resource", "since", "task", "where")
+    __slots__ = ("__weakref__", "dead", "home", "pool", "resource", "since", "task", "where")
 
     def __init__(self, pool: LifoPool[T]) -> None:
         self.pool = pool
@@ -61,8 +61,6 @@ class Slot(Generic[T]):
         self.task = 0
         #: Where it was taken, in debug mode.
         self.where = ""
-        #: True while it is idle or given to a waiter, False in the hands of a task.
-        self.put = False
         #: True when it is no longer one of the pool's places.
         self.dead = False
         self.home: Home | None = None

@@ -194,7 +194,6 @@ class LifoPool(Generic[T]):
             if not self._waiting:
                 try:
                     slot = self._idle.pop()
-                    slot.put = False
                 except IndexError:
                     slot = self._new_slot()
             if slot is None:
@@ -218,7 +217,6 @@ class LifoPool(Generic[T]):
                     if self._closed:
                         raise self._closed_error()
                     raise self._full_error(bound, started)
-                slot.put = False
                 now = clock()
                 self._wait_seconds += now - started
             if slot.resource is NOTHING or (self._picky and not self._is_good(slot, now)):
@@ -239,7 +237,6 @@ class LifoPool(Generic[T]):
                 waiter.given = None
             if slot is not None:
                 # With a resource it goes to the next task; without one its place does.
-                slot.put = False
                 self._return([slot])
             raise
         return lease
@@ -259,7 +256,7 @@ class LifoPool(Generic[T]):
                 return None
             slots[id(slot)] = weakref.ref(slot, self._slot_gone)
         except BaseException:  # pragma: no cover - a signal's
-            self._rescue(slot)
+            self._rescue(slot, [False])
             raise
         return slot
 
@@ -342,6 +339,7 @@ class LifoPool(Generic[T]):
         Returns:
             False if there was no place in `held`.
         """
+        down = [False]
         try:
             slot = held.pop()
         except IndexError:
@@ -358,19 +356,25 @@ class LifoPool(Generic[T]):
                 slot.task = 0
                 if self._max_idle is not None:
                     slot.since = self._clock()
-                if not self._waiting or not self._grant(slot):
-                    slot.put = True
+                if not self._waiting or not self._grant(slot, down):
+                    down[0] = True
                     self._idle.append(slot)
                     if self._waiting:
                         self._hand_out()
         except BaseException:
-            self._rescue(slot)
+            self._rescue(slot, down)
             raise
         return True
 
-    def _rescue(self, slot: Slot[T]) -> None:
-        """End a place that an exception has found in no hands; the caller raises it again."""
-        if not slot.put and not slot.dead:
+    def _rescue(self, slot: Slot[T], down: list[bool]) -> None:
+        """End a place that an exception has found in no hands; the caller raises it again.
+
+        Args:
+            slot: the place.
+            down: one item, whether the caller has put it down. The place itself cannot say that:
+                another native thread may have taken it up since.
+        """
+        if not down[0] and not slot.dead:
             self._slot_lost(slot)
 
     def _discard(self, slot: Slot[T]) -> None:
@@ -397,8 +401,11 @@ class LifoPool(Generic[T]):
         if self._closed and not self._slots:
             self._empty.set()
 
-    def _grant(self, slot: Slot[T]) -> bool:
-        """Hand `slot` to the task that has waited longest; False if nobody waits."""
+    def _grant(self, slot: Slot[T], down: list[bool]) -> bool:
+        """Hand `slot` to the task that has waited longest; False if nobody waits.
+
+        `down` is as in `_rescue`.
+        """
         waiter: Waiter | None = None
         waiting = self._waiting
         try:
@@ -409,8 +416,8 @@ class LifoPool(Generic[T]):
                     waiting.remove(waiter)
                 except (IndexError, ValueError):
                     continue  # by another thread, or it has left, since the look
-                slot.put = True
                 waiter.given = slot
+                down[0] = True
                 waiter.wake()
                 return True
             return False
@@ -418,35 +425,37 @@ class LifoPool(Generic[T]):
             if waiter is not None and waiter not in self._waiting:
                 # Claimed by us, unless another thread gave up at this very moment; then
                 # the place is finalized with the waiter.
-                slot.put = True
-                waiter.given = slot
+                if not down[0]:
+                    waiter.given = slot
+                    down[0] = True
                 waiter.wake()
             raise
 
     def _hand_out(self) -> None:
         """Give what is idle, and places that may be made, to those who wait."""
         slot: Slot[T] | None = None
+        down = [False]
         try:
             while self._waiting:
                 try:
                     slot = self._idle.pop()
-                    slot.put = False
                 except IndexError:
                     slot = self._new_slot()
                 if slot is None:
                     if len(self._slots) >= self._room:
                         return
-                elif not self._grant(slot):
+                elif not self._grant(slot, down):
                     # Nobody waits any more; somebody may come just now, so look again.
                     if slot.resource is NOTHING:
                         self._strike_out(slot)
                     else:
-                        slot.put = True
+                        down[0] = True
                         self._idle.append(slot)
                 slot = None
+                down[0] = False
         except BaseException:  # pragma: no cover - a signal's
             if slot is not None:
-                self._rescue(slot)
+                self._rescue(slot, down)
             if self._waiting:
                 self._hand_out()
             raise
@@ -588,9 +597,9 @@ class LifoPool(Generic[T]):
 
     def _evict_oldest(self, before: float | None) -> bool:
         """Close what has been idle longest, if since before `before`; tell whether it was."""
+        down = [False]
         try:
             slot = self._idle.popleft()
-            slot.put = False
         except IndexError:
             return False
         try:
@@ -598,12 +607,12 @@ class LifoPool(Generic[T]):
             if not stays:
                 self._discard(slot)
             else:
-                slot.put = True
+                down[0] = True
                 self._idle.appendleft(slot)
                 if self._waiting:
                     self._hand_out()
         except BaseException:
-            self._rescue(slot)
+            self._rescue(slot, down)
             raise
         return not stays
 

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -805,6 +806,49 @@ def test_a_lease_in_a_cycle_is_reclaimed_by_the_collector(
     assert pool.stats().held == 0
     until(env, lambda: not factory.open)
     check(pool, 2)
+
+
+@pytest.mark.parametrize("taken", ["by who waited", "from the idle ones"])
+def test_a_place_that_was_passed_on_is_not_taken_back_by_an_exception_behind_that(
+    env: Environment, factory: Factory, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    """A signal handler raises in `release`, and another task has the resource by then."""
+    pool = factory.pool(1)
+    lease = pool.acquire()
+    tasks: list[Task] = []
+
+    if taken == "by who waited":
+        tasks.append(park(env, pool, lambda: pool.acquire(timeout=LONG)))
+        waiter = pool._waiting[0]
+        wake = type(waiter).wake
+        struck: list[bool] = []
+
+        def interrupted(self: Any) -> None:
+            if self is waiter and not struck:
+                struck.append(True)
+                raise KeyboardInterrupt
+            wake(self)
+            if self is waiter:
+                until(env, lambda: tasks[0].done)
+
+        monkeypatch.setattr(type(waiter), "wake", interrupted)
+    else:
+
+        class Idle(deque[Any]):
+            def append(self, slot: Any) -> None:
+                pool._idle = deque([slot])
+                tasks.append(env.spawn(pool.acquire))
+                until(env, lambda: tasks[0].done)
+                raise KeyboardInterrupt
+
+        pool._idle = Idle()
+    with pytest.raises(KeyboardInterrupt):
+        lease.release()
+    with tasks[0].result() as resource:
+        assert pool.stats().held == 1
+        assert not resource.closed
+    assert factory.open == [0]
+    check(pool, 1)
 
 
 def test_a_dropped_lease_warns(env: Environment, factory: Factory) -> None:
