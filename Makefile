@@ -98,6 +98,7 @@ lint: venv
 test: deps venv .kombu-venv/.ready
 	$(MAKE) lint
 	$(BIN)/python -m coverage erase
+	@echo "Three processes at a time; what one prints comes when it has ended, after minutes."
 	$(MAKE) --keep-going --output-sync=target -j3 \
 		suite-default suite-gevent suite-eventlet hub-default hub-gevent hub-eventlet \
 		variant-gevent-unpatched variant-gevent-late

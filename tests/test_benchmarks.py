@@ -110,10 +110,11 @@ def test_system_calls_are_read_from_strace() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.watchdog(240)
+@pytest.mark.watchdog(400)
 def test_a_wake_up_costs_the_same_with_ten_and_with_ten_thousand_descriptors() -> None:
     # The benchmark itself exits with 1 if it does not.
-    told = run_benchmark("bench_hub", "--rounds", "3", "--seconds", "0.04", timeout=200)
+    quick = ("--rounds", "3", "--seconds", "0.04", "--sizes", "10,10000")
+    told = run_benchmark("bench_hub", *quick, timeout=350)  # half a minute of CPU time
     assert "flat within 1.3: yes" in told
     for name in ("gevent", "eventlet", "selectors", "round trip, ours", "timer cancelled, ours"):
         assert name in told

@@ -11,11 +11,23 @@ import pytest
 
 from hub.environment import Environment
 from tests.support.leaks import Census, settle
-from tests.support.patched import ROOT
+from tests.support.patched import ROOT, complaints, run_patched
 from tests.support.redis import require_redis
 from tests.support.ticker import Ticker
 
 PREAMBLE = "import os, pytest, socket, time\n"
+
+STANDS_STILL = """
+import sys, time, hub
+
+def stand_still():
+    until = time.perf_counter() + 0.15
+    while time.perf_counter() < until:
+        pass
+
+hub.get_hub().run_threadsafe(stand_still)
+print("a complaint", file=sys.stderr)
+"""
 
 
 def run_pytest(tmp_path: Path, source: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -134,6 +146,12 @@ def test_what_ends_in_time_is_no_leak(env: Environment) -> None:
 
 
 @pytest.mark.green_matrix
+def test_a_warning_of_a_slow_callback_is_no_complaint() -> None:
+    done = run_patched(["-c", STANDS_STILL])
+    assert "held up every other descriptor" in done.stderr
+    assert complaints(done.stderr) == "a complaint\n"
+
+
 def test_the_ticker_ticks_while_others_wait(env: Environment, ticker: Ticker) -> None:
     ticker.reset()
     for _ in range(10):  # one is enough for sixty, unless the machine stands still

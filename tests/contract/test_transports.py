@@ -949,11 +949,13 @@ def test_a_restart_of_the_server_is_survived(
     publisher = broker.connection()
     Producer(publisher).publish(1, routing_key=name, retry=True)
     drain_until(connection, lambda: got == [1])
+    # The ack may still be on its way when the server stops, which then gives the message again.
     server.restart()
     with pytest.raises(connection.connection_errors):
         drain_until(connection, lambda: False, 60)
     connection.ensure_connection(max_retries=None, interval_start=0.2, interval_max=1)
     consume()
     Producer(publisher).publish(2, routing_key=name, retry=True)
-    drain_until(connection, lambda: got == [1, 2], 60)
+    drain_until(connection, lambda: 2 in got, 60)
+    assert got in ([1, 2], [1, 1, 2])
     broker.close()
