@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from queue import Empty
 from typing import Any, ClassVar
@@ -48,7 +49,8 @@ class Connection(virtual.Connection):
     """A connection to the broker of this process."""
 
     polls = False
-    _exclusive: dict[str, MemoryQueue] | None = None
+    # Weak: the broker keeps them, until somebody deletes them before this connection goes.
+    _exclusive: weakref.WeakValueDictionary[str, MemoryQueue] | None = None
 
     def _make_registry(self) -> Registry:
         return broker.registry
@@ -56,7 +58,7 @@ class Connection(virtual.Connection):
     def _own(self, queue: MemoryQueue) -> None:
         """Note an exclusive queue, which goes when this connection goes."""
         if self._exclusive is None:
-            self._exclusive = {}
+            self._exclusive = weakref.WeakValueDictionary()
             Finalizer(self, _delete_all, self._exclusive)
         self._exclusive[queue.name] = queue
 
@@ -338,7 +340,7 @@ class Transport(virtual.Transport):
         return "N/A"
 
 
-def _delete_all(queues: dict[str, MemoryQueue]) -> None:
+def _delete_all(queues: weakref.WeakValueDictionary[str, MemoryQueue]) -> None:
     while queues:
         try:
             _, queue = queues.popitem()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -246,6 +247,15 @@ def test_s19_the_exclusive_queue_of_a_dropped_connection_goes(channel: Any) -> N
     use()
     gc.collect()
     assert "q" not in channel.queues
+
+
+def test_a_connection_does_not_keep_exclusive_queues_that_were_deleted(channel: Any) -> None:
+    """A client of an RPC makes one for each call, over a connection that stays."""
+    name = channel.queue_declare("", exclusive=True).queue
+    deleted = weakref.ref(channel.queues[name])
+    channel.queue_delete(name)
+    gc.collect()
+    assert deleted() is None
 
 
 def test_an_auto_delete_queue_goes_with_its_last_consumer(
