@@ -72,7 +72,7 @@ def truth(value: Any) -> bool:
 
 
 def split_brokers(hostname: str | Iterable[str] | None) -> list[str]:
-    """Split what names one or several brokers, ``a;b`` or a list, into its parts."""
+    """Split what names one or several brokers, ``a;b`` or a list of these, into its parts."""
     if hostname is None:
         return []
     if isinstance(hostname, str):
@@ -88,7 +88,8 @@ def split_brokers(hostname: str | Iterable[str] | None) -> list[str]:
             raise ArgumentError(
                 f"a broker is a host name or a URL, a str, not {type(broker).__name__}"
             )
-    return brokers
+    # Of a text that was taken for one URL the second password would be part of the virtual host.
+    return [part for broker in brokers for part in split_brokers(broker)]
 
 
 def parse_broker(broker: str, transport: Any = None) -> dict[str, Any]:

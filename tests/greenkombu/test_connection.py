@@ -919,6 +919,10 @@ def test_connection_of_a_broker_that_another_task_has_left_is_dropped() -> None:
 
 def test_list_and_alternates() -> None:
     assert Connection(["amqp://a", "amqp://b"]).alt == ["amqp://a", "amqp://b"]
+    listed = Connection(["amqp://u:first@a;amqp://u:second@b", "amqp://c"])
+    assert listed.alt == ["amqp://u:first@a", "amqp://u:second@b", "amqp://c"]
+    assert listed.virtual_host == "/"
+    assert "second" not in repr(listed)
     extra = Connection("amqp://a", alternates=["amqp://b", "amqp://c"])
     assert extra.alt == ["amqp://b", "amqp://c"]
     extra.maybe_switch_next()
