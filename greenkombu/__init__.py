@@ -17,6 +17,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import hub as _hub  # noqa: F401  now: see hub._exit
+
 __version__ = "0.1.0"
 
 

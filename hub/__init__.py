@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hub import _exit as _exit  # now: what it does at exit is for after the program's own functions
+
 _HOMES = {
     "hub.environment": (
         "Environment",

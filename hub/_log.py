@@ -15,6 +15,7 @@ from collections import deque
 from typing import Any
 
 from hub import _fork
+from hub._exit import run_at_exit
 from hub.environment import Environment, Task
 
 __all__ = ["LIMIT", "RecordQueue", "emit_all"]
@@ -24,7 +25,6 @@ LIMIT = 1000
 
 #: The queues that are not empty, for the end of the process: a hub may be gone by then.
 _waiting: dict[RecordQueue, None] = {}
-_exit_registered = False
 
 
 class RecordQueue:
@@ -67,7 +67,7 @@ class RecordQueue:
             return False
         self._records.append((logger, level, message, args, error))
         _waiting[self] = None
-        _register_exit()
+        run_at_exit(emit_all)
         return True
 
     def _forget(self) -> None:
@@ -131,15 +131,6 @@ class RecordQueue:
         _waiting.pop(self, None)
         if self._records:
             _waiting[self] = None  # queued since the look
-
-
-def _register_exit() -> None:
-    global _exit_registered
-    if not _exit_registered:
-        import atexit
-
-        _exit_registered = True
-        atexit.register(emit_all)
 
 
 def emit_all() -> None:

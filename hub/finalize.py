@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hub import _fork
 from hub import environment as _environment
+from hub._exit import run_at_exit
 from hub.arguments import check_callable
 from hub.errors import HubClosedError
 
@@ -228,11 +229,9 @@ class Finalizer:
         self.atexit = True
         cls = type(self)
         if not cls._registered:
-            import atexit
-
             cls._registered = True
             _fork.join_forks(_forks)  # counts forks from now on
-            atexit.register(_at_exit)
+            run_at_exit(_at_exit)
         self._owner = _Reference(owner, _owner_gone)
         self._owner.key = self._key
         self._live[self._key] = self

@@ -5,6 +5,7 @@ Kept apart from `hub.loop` so that a `Hub` knows nothing of who else exists.
 
 from __future__ import annotations
 
+from hub._exit import run_at_exit
 from hub._log import emit_all
 from hub.environment import Environment, get_environment
 from hub.errors import HubError
@@ -17,7 +18,6 @@ EXIT_TIMEOUT = 2.0
 
 # (environment, native thread) -> hub; `default` has one for all threads.
 _shared: dict[tuple[str, int], Hub] = {}
-_exit_registered = False
 
 
 def get_hub(environment: Environment | None = None) -> Hub:
@@ -43,7 +43,7 @@ def get_hub(environment: Environment | None = None) -> Hub:
     if hub is not made:
         made.close()  # another thread was faster
         return hub
-    _register_exit()
+    run_at_exit(_at_exit)
     if env.green:
         # Now, in its own thread: another one could not start it later.
         hub.ensure_running()
@@ -77,15 +77,6 @@ def _forget(hub: Hub) -> None:
             _shared.pop(key, None)
 
 
-def _register_exit() -> None:
-    global _exit_registered
-    if not _exit_registered:
-        import atexit
-
-        _exit_registered = True
-        atexit.register(_at_exit)
-
-
 def _at_exit() -> None:
     """Stop the background owners and send what is buffered, within one bound."""
     hubs = list(_shared.values())
@@ -96,7 +87,7 @@ def _at_exit() -> None:
             member.flush_at_exit(deadline)
         if stopped and hub.has_work():
             _catch_up(hub, deadline)
-        # Functions that were registered for the exit before this one may still use it.
+        # Functions that were registered for the exit before `hub` was imported may still use it.
         hub.driver.unpark()
     emit_all()
 

@@ -656,6 +656,7 @@ class Stream:
 
     def flush_at_exit(self, deadline: float) -> None:
         """Send what is buffered, blocking the process until `deadline` at most."""
+        self.coalesce = False  # what is written from now on may see no end of a turn
         try:
             self._blocked = False
             while (self._rest or (self._out and self._ready)) and not self.closed:

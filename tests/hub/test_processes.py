@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 import textwrap
 
 import pytest
@@ -267,6 +268,56 @@ def test_garbage_collection_in_a_hub_callback_closes_dropped_streams() -> None:
     print(len(os.listdir("/proc/self/fd")) - before, len(loop.readers), unraisable)
     """)
     assert out == "0 0 []"
+
+
+@pytest.mark.parametrize("registered", ["before the import", "after it", "by multiprocessing"])
+def test_what_a_function_writes_at_exit_is_sent(registered: str) -> None:
+    """The program's own exit functions, and a child that ends without any."""
+    first, last, target = {
+        "before the import": ("atexit.register(lambda: say(False))", "begin()", ""),
+        "after it": ("", "begin()", "atexit.register(lambda: say(True))"),
+        "by multiprocessing": (
+            "",
+            "p = multiprocessing.get_context('fork').Process(target=lambda: (begin(), say(False)));"
+            "p.start(); p.join()",
+            "",
+        ),
+    }[registered]
+    source = f"""
+import atexit, multiprocessing, sys
+{first}
+import hub
+{target}
+class Owner:
+    def data_received(self, data):
+        answered.wake()
+    def connection_lost(self, error): pass
+    def write_resumed(self): pass
+def begin():
+    global answered, owner, peer, stream, listening
+    from hub.streams import Stream, open_stream
+    from tests.support.sockets import native_pair
+    env, owner = hub.get_environment(), Owner()
+    answered = env.waiter()
+    stream = open_stream(("127.0.0.1", int(sys.argv[1])), owner, timeout=10)
+    ours, peer = native_pair(env)
+    listening = Stream(hub.get_hub(), ours, owner)
+    listening.start()
+def say(waits):
+    for _ in range(10):
+        stream.write(b"m")
+    if waits:
+        peer.send(b"x")
+        stream.write(b"!" if answered.wait(5) else b"?")
+{last}
+"""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        done = run_patched(["-c", source, str(listener.getsockname()[1])])
+        assert done.returncode == 0, done.stderr
+        connection, _ = listener.accept()
+        with connection:
+            got = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert got == b"m" * 10 + (b"!" if registered == "after it" else b"")
 
 
 def test_what_was_written_is_sent_at_exit() -> None:

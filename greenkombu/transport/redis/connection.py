@@ -7,7 +7,6 @@ command, a push to the taps or buffers that it concerns.  No task reads.
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import logging
 import os
@@ -34,6 +33,7 @@ from greenkombu.transport.redis._scripts import Script
 from greenkombu.transport.redis._taps import Tap
 from greenkombu.transport.redis._wire import Wire
 from greenkombu.transport.virtual import base as virtual
+from hub._exit import run_at_exit
 from hub.errors import HubError
 from hub.shared import get_hub
 
@@ -56,7 +56,6 @@ NUMBERS = 1024
 
 # What has to be given back at exit.
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()
-_registered = False
 
 
 class Connection(virtual.Connection):
@@ -127,10 +126,7 @@ class Connection(virtual.Connection):
             self._begin_tracking()
         else:
             self.no_tracking("the connection speaks RESP2")
-        global _registered
-        if not _registered:
-            _registered = True
-            atexit.register(_close_at_exit)
+        run_at_exit(_close_at_exit)
         _open.add(self)
         self._guard = guard(self, self._tables, self._asked)
 

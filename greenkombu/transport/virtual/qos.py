@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import weakref
 from typing import TYPE_CHECKING, Any, TextIO
 
 from greenkombu._forks import generation
+from hub._exit import run_at_exit
 
 if TYPE_CHECKING:
     from greenkombu.transport.virtual.channel import Channel
@@ -185,8 +185,7 @@ class QoS:
         self._guarded = True
         channel = self.channel
         if self.restore_at_shutdown and channel._restores_unacked:
-            if not _holding:
-                atexit.register(_restore_at_exit)
+            run_at_exit(_restore_at_exit)
             _holding.add(self)
             channel._guard_deliveries(self._delivered)
 
