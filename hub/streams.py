@@ -206,11 +206,10 @@ class Stream:
         failed = False
         if self._blocked:
             self._absorb(len(message))
-        elif not self._green:
+        elif not self._green or not self.hub.in_hub_thread():
+            # Also in green programs: a thread of a native pool runs its loop only while it has
+            # work, and what a pool of connections lends to others may have been made by one.
             failed = self._flush()
-        elif not self.hub.in_hub_thread():
-            self.hub.call_soon_threadsafe(self.flush)
-            return
         elif flush:
             # Not counted among the writes of the turn: nothing is left to send at its end.
             failed = self._flush()

@@ -27,7 +27,7 @@ from hub.streams import (
     open_stream,
 )
 from tests.support.sockets import native_pair
-from tests.support.tasks import until
+from tests.support.tasks import LONG, until
 
 pytestmark = pytest.mark.green_matrix
 
@@ -716,6 +716,33 @@ def test_parts_that_are_views_of_other_than_octets_are_sent_whole(env: Environme
     assert theirs.recv(100) == b"<abcdefghabc>"
     stream.abort()
     handler.wait_for_end()
+    theirs.close()
+
+
+def test_a_write_is_sent_though_the_thread_of_the_hub_runs_no_loop(env: Environment) -> None:
+    """As that of a native pool, which waits for its next piece of work."""
+    ours, theirs = native_pair(env)
+    go_on, begun, ended = env.original("_thread", "allocate_lock")(), env.waiter(), env.waiter()
+    go_on.acquire()
+    streams: list[Stream] = []
+
+    def work() -> None:
+        streams.append(Stream(hub.get_hub(), ours, Handler(env)))
+        streams[0].start()
+        begun.wake()
+        go_on.acquire()
+        streams[0].abort()
+        if env.green:
+            streams[0].hub.close()
+        ended.wake()
+
+    env.original("_thread", "start_new_thread")(work, ())
+    assert begun.wait(LONG)
+    for _ in range(10):
+        streams[0].write(b"m")
+    assert theirs.recv(100) == b"m" * 10  # at once: the descriptor does not block
+    go_on.release()
+    assert ended.wait(LONG)
     theirs.close()
 
 
