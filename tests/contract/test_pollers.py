@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import select
 import signal
 import socket
 import tempfile
@@ -960,6 +961,8 @@ def test_a_handler_may_close_the_poller(poller: Poller, fds: Descriptors) -> Non
 @pytest.mark.parametrize("count", [2_000, 10_000])
 def test_many_descriptors(poller: Poller, fds: Descriptors, count: int) -> None:
     needs_descriptors(count)
+    if poller.name == "kqueue" and count > 2_000 and not hasattr(select, "kqueue"):
+        pytest.skip("the stand-in looks at each ready descriptor in each poll")
     pairs = fds.pairs(count // 2)
     members = [fd for pair in pairs for fd in pair]
     if poller.name == "select":
