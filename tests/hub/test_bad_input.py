@@ -427,7 +427,7 @@ WAITS: dict[str, Callable[[Environment, Any], object]] = {
     "pool": lambda _, timeout: full_pool().acquire(timeout=timeout),
     "pool that connects": lambda _, timeout: hub.LifoPool(id, limit=1).acquire(timeout=timeout),
     "sleep": lambda env, timeout: env.sleep(timeout),
-    "task": lambda env, timeout: env.spawn(env.sleep, 0.01).result(timeout),
+    "task": lambda env, timeout: result_of_a_task_that_waits(env, timeout),
     "descriptor": lambda env, timeout: wait_for_a_silent_one(env, timeout),
 }
 
@@ -450,6 +450,16 @@ def full_pool() -> hub.LifoPool[int]:
 
 
 leases: list[object] = []  # a dropped one would give its place back
+
+
+def result_of_a_task_that_waits(env: Environment, timeout: Any) -> Any:
+    go_on = env.waiter()
+    task = env.spawn(go_on.wait, LONG)
+    try:
+        return task.result(timeout)
+    finally:
+        go_on.wake()
+        assert task.join(LONG)
 
 
 def wait_for_a_silent_one(env: Environment, timeout: Any) -> bool:
