@@ -104,7 +104,8 @@ def test_a_callback_that_waits_through_this_library_is_refused(
 ) -> None:
     lock = hub.Lock()
     lock.acquire()
-    task = env.spawn(env.sleep, 0.2)
+    go_on = env.waiter()
+    task = env.spawn(go_on.wait, LONG)
     ways: dict[str, Callable[[], object]] = {
         "sleep": lambda: env.sleep(0.2),
         "waiter": lambda: env.waiter().wait(0.2),
@@ -114,7 +115,8 @@ def test_a_callback_that_waits_through_this_library_is_refused(
     loop.call_soon_threadsafe(ways[way])
     loop.run_threadsafe(int, timeout=LONG)
     assert [type(error) for error, _ in errors_of(loop)] == [hub.BlockingCallError]
-    task.join(LONG)
+    go_on.wake()
+    assert task.join(LONG)
 
 
 def test_a_task_that_a_callback_starts_may_wait(env: Environment, loop: hub.Hub) -> None:
