@@ -734,7 +734,13 @@ def test_a_hub_that_is_dropped_leaves_no_native_thread(
         loop.run_forever()
 
     hub.get_hub().run_threadsafe(int, timeout=LONG)
-    before = used()
+    before = now = used()
     for _ in range(3):
         run_one()
-    until(env, lambda: used() <= before)
+
+    def gone() -> bool:
+        nonlocal now
+        now = used()
+        return now <= before
+
+    until(env, gone)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import os
+import reprlib
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hub.environment import Environment
@@ -51,8 +53,16 @@ def until(
             gc.collect()
         if predicate():
             return
-        assert time.monotonic() < deadline, f"{predicate} did not come true in {timeout} s"
+        assert time.monotonic() < deadline, (
+            f"{predicate} did not come true in {timeout} s; it looks at {_known_to(predicate)}"
+        )
         env.sleep(0.001)
+
+
+def _known_to(predicate: Any) -> dict[str, str]:
+    """Return the variables that a function has from the one around it, for an error."""
+    names = inspect.getclosurevars(predicate).nonlocals if inspect.isfunction(predicate) else {}
+    return {name: reprlib.repr(value) for name, value in names.items()}
 
 
 def in_child(function: Callable[[], object], timeout: float = LONG) -> None:
