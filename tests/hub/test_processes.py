@@ -5,6 +5,7 @@ Each case is a program of its own in the environment of this run.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import socket
@@ -318,6 +319,40 @@ def say(waits):
         with connection:
             got = b"".join(iter(lambda: connection.recv(65536), b""))
     assert got == b"m" * 10 + (b"!" if registered == "after it" else b"")
+
+
+@pytest.mark.parametrize(("method", "said"), [("forkserver", "hub"), ("spawn", "own hub")])
+def test_a_child_that_imports_the_hub_with_its_function_ends_in_order(
+    method: str, said: str
+) -> None:
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip("eventlet's sockets cannot send descriptors")
+    source = """
+import multiprocessing, sys
+from hub._exit import run_at_exit
+child = (
+    "import atexit; atexit.register(print, 'own', flush=True);"
+    "run_at_exit(lambda: said or said.append(print('hub', flush=True)))"
+)
+arguments = child, {"run_at_exit": run_at_exit, "said": []}
+child = multiprocessing.get_context(sys.argv[1]).Process(target=exec, args=arguments)
+child.start()
+child.join()
+"""
+    done = run_patched(["-c", source, method])
+    assert done.stdout.split() == said.split(), done.stderr
+
+
+def test_an_exit_function_that_is_interrupted_keeps_no_other_from_running() -> None:
+    source = """
+import signal
+from hub._exit import run_at_exit
+run_at_exit(lambda: print("sent"))
+run_at_exit(lambda: signal.default_int_handler(signal.SIGINT, None))
+"""
+    done = run_patched(["-c", source])
+    assert done.stdout == "sent\n"
+    assert "KeyboardInterrupt" in done.stderr
 
 
 def test_what_was_written_is_sent_at_exit() -> None:
