@@ -121,6 +121,9 @@ class Leases:
             return
         if name == "renew":
             self._renew()
+            # Last, and not in `_renew`, which also runs where a reply is read: no thread may be
+            # left for it, and what is held is to be renewed all the same.
+            self._give_back_forgotten(connection)
         elif name == "watch":
             self._renew_watchers(connection)
             self._set("watch", LEASE / 2)
@@ -185,7 +188,6 @@ class Leases:
                     partial(self._renewed, index),
                     routes[index],
                 )
-        self._give_back_forgotten(connection)
         # Jitter: clients that were started together are not to renew together for ever.
         self._set("renew", self._next * random.uniform(0.8, 1.0))
 

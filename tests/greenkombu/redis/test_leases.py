@@ -81,6 +81,24 @@ def test_a_message_that_the_program_drops_goes_back_though_the_process_lives(
         assert redis.command("LLEN", queue.name) == 0
 
 
+def test_what_is_held_is_renewed_though_what_was_dropped_cannot_be_given_back(
+    env: Environment, redis: PrivateRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread can be started, or a program's own QoS does not know what was dropped."""
+    monkeypatch.setattr(_leases, "RENEW_SECONDS", 0.05)
+    asked: list[float] = []
+
+    def forgotten(seconds: float) -> list[Any]:
+        asked.append(seconds)
+        raise RuntimeError("can't start new thread")
+
+    with Connection(redis.url) as connection:
+        consumer = consume(connection, "leases-refused", [])
+        monkeypatch.setattr(consumer.channel.qos, "forgotten", forgotten)
+        Producer(connection.channel()).publish("", routing_key="leases-refused")
+        until(env, lambda: len(asked) > 2)
+
+
 def test_the_first_of_many_parked_consumers_looks_soon_for_a_vacancy(
     env: Environment, redis: PrivateRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
