@@ -21,7 +21,7 @@ stack of idle places, the `Lease` of a task, a task that is creating its resourc
   once, its finalizer takes it out of the registry, lets the next task have it, and puts the
   resource, whose state is unknown, on a list to be closed by the next operation or
   a task that the hub starts.  Functions below do the same at once for a place that they have
-  in hand when an exception passes through, because its traceback would keep it (`put` tells
+  in hand when an exception passes through, because its traceback would keep it (`down` tells
   whether it is still in hand).  Two windows no Python code can close.  An exception that hits
   `release()` or `__exit__()` before their first line: the lease lasts, until it is released
   again or dropped with that exception.  And a resource that `create` returns at the very
