@@ -34,7 +34,7 @@ class QoS(virtual.QoS):
         """Note a delivery that waits to be settled, and who can do that."""
         super().append(message, delivery_tag)
         held: Held | None = getattr(message, "_token", None)
-        if held is not None:
+        if held is not None and self.channel.ack_emulation:  # without it this is settled
             held.message = weakref.ref(message)
 
     def ack(self, delivery_tag: Any) -> None:

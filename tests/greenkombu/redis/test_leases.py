@@ -81,6 +81,17 @@ def test_a_message_that_the_program_drops_goes_back_though_the_process_lives(
         assert redis.command("LLEN", queue.name) == 0
 
 
+def test_what_needs_no_ack_is_not_taken_for_dropped(env: Environment, redis: PrivateRedis) -> None:
+    del env
+    with Connection(redis.url, transport_options={"ack_emulation": False}) as connection:
+        consumer = consume(connection, "leases-emulated", [])
+        consumer.on_message = lambda _: None
+        Producer(connection.channel()).publish("", routing_key="leases-emulated")
+        connection.drain_events(timeout=LONG)
+        for _ in range(2):  # when it is seen first, and later
+            assert consumer.channel.qos.forgotten(1e-9) == []
+
+
 def test_what_is_held_is_renewed_though_what_was_dropped_cannot_be_given_back(
     env: Environment, redis: PrivateRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
