@@ -1,4 +1,4 @@
-"""A test that failed may run once more (`.ci/run`), and is to find what it found the first time.
+"""A test that failed may run again (`.ci/run`), and is to find what it found the first time.
 
 What is made for one test goes with its fixtures, also after a failure. What they cannot see to: the
 traceback keeps all that the attempt had, whose finalizers would run in the middle of the next one;
